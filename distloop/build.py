@@ -1,0 +1,171 @@
+"""From a configuration to what the loop takes: data, task, learner. What fails on one rank fails on all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from distloop.comm import World, exchange, together
+from distloop.config import Config
+from distloop.data import Data, Loader, Source, key_of, open_data
+from distloop.errors import ConfigError, DataError
+from distloop.imports import is_import_path, made_by, named
+from distloop.learner import Learner
+from distloop.models import build_model
+from distloop.partition import Partition
+from distloop.schedules import build_schedule
+from distloop.strategies import strategy
+from distloop.tasks import Shard, Supervised, goal_of
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller in Python hands over as objects instead of names."""
+
+    training: Any = None
+    validation: Any = None
+    module: nn.Module | None = None
+
+
+@dataclass
+class Job:
+    """All that a run trains with."""
+
+    world: World
+    config: Config
+    data: Data
+    task: Supervised
+    learner: Learner
+    loader: Loader
+    device: torch.device
+    threads: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps that the run will take, if nothing stops it."""
+        return total_steps(self.config, self.task)
+
+    def describe(self) -> str:
+        """The start line."""
+        config, world = self.config, self.world
+        return " · ".join([world.describe(self.threads), world.library, config.strategy, str(self.device)])
+
+
+def build(config: Config, world: World, given: Given) -> Job:
+    """Collective. Raises a UserError on all ranks if anything given is wrong on any."""
+    control = world.comm.control
+    threads = config.threads or world.threads
+    torch.set_num_threads(threads)
+    with together(control):
+        device = _device(config.device, world.local_rank)
+        data = _open(config, given)
+    data = _count_classes(data, config, world)
+    with together(control):
+        torch.manual_seed(config.seed)
+        module = given.module or build_model(config.model, data.train.spec, config.model_args)
+        module = module.to(device)
+        loader = Loader(data.train, config.workers, seed=key_of(config.seed, world.rank))
+        task = _task(config, data, Shard(world.rank, world.size), device, loader)
+        task.check(module)
+    learner = Learner(
+        module, *strategy(config.strategy, world.comm), config.optimizer, _schedule(config, task), config.clip
+    )
+    torch.manual_seed(key_of(config.seed, world.rank, world.size) % 2**63)  # each rank drops out other units
+    return Job(world, config, data, task, learner, loader, device, threads)
+
+
+def total_steps(config: Config, task: Supervised) -> int:
+    """Epochs in steps, or --steps if that is less."""
+    steps = config.epochs * task.steps_per_round
+    return steps if config.steps is None else min(steps, config.steps)
+
+
+def _open(config: Config, given: Given) -> Data:
+    data = open_data(
+        config.data if given.training is None else given.training,
+        validation=config.validation if given.validation is None else given.validation,
+        holdout=config.holdout,
+        target=config.target,
+        targets=config.targets,
+        context=config.context,
+        task=config.task,
+    )
+    if not len(data.train):
+        raise DataError(f"data={config.data} leaves no rows to train on. Expected at least one: see --holdout")
+    return data
+
+
+def _count_classes(data: Data, config: Config, world: World) -> Data:
+    """Settle the number of classes: as given, as known, or the largest label + 1, which ranks look for in shares."""
+    spec = data.train.spec
+    if spec.target != "class":
+        return data
+    control = world.comm.control
+    with together(control):
+        if config.classes is not None:
+            data = data.with_classes(config.classes)
+        ranges = [_range(source, world) for source in (data.train, data.validation) if len(source)]
+    if data.train.spec.classes is not None:
+        return data
+    highest = max(high for answer in exchange(control, ranges) for _, high in answer)
+    with together(control):
+        return data.with_classes(highest + 1)
+
+
+def _range(source: Source, world: World) -> tuple[int, int]:
+    mine = Partition.even(len(source), world.size).slice_of(world.rank)
+    return source.target_range(mine.start, mine.stop)
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--device {name} cannot be used: {reason}. Expected cpu, or a device of this machine"
+        ) from error
+    return device
+
+
+def _task(config: Config, data: Data, shard: Shard, device: torch.device, loader: Loader) -> Supervised:
+    batch_size = len(data.train) if config.batch_size == "all" else config.batch_size
+    return Supervised(
+        data.train,
+        shard,
+        goal_of(data.train.spec),
+        batch_size,
+        seed=config.seed,
+        accumulate=config.accumulate,
+        loss_function=_loss(config),
+        device=device,
+        bf16=config.precision == "bf16",
+        loader=loader,
+    )
+
+
+def _loss(config: Config) -> Any:
+    if config.loss is None:
+        return None
+    if not is_import_path(config.loss):
+        raise ConfigError(f"loss={config.loss}: expected an import path such as torch.nn.L1Loss or my_module:my_loss")
+    found = named(config.loss, "loss")
+    return (
+        made_by(config.loss, "loss", **config.loss_args)
+        if isinstance(found, type)
+        else partial(found, **config.loss_args)
+    )
+
+
+def _schedule(config: Config, task: Supervised) -> Any:
+    steps = total_steps(config, task)
+    return partial(build_schedule, config.schedule, config.schedule_args, config.warmup_steps, steps)

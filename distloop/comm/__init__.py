@@ -1,0 +1,24 @@
+"""How bytes move between ranks. Importing it initialises MPI."""
+
+from distloop.comm.agree import agree, exchange, from_root, together
+from distloop.comm.collective import Collective, as_array
+from distloop.comm.counted import CountedComm, Traffic
+from distloop.comm.native import Native
+from distloop.comm.ring import Ring
+from distloop.comm.star import Star
+from distloop.comm.world import World
+
+__all__ = [
+    "Collective",
+    "CountedComm",
+    "Native",
+    "Ring",
+    "Star",
+    "Traffic",
+    "World",
+    "agree",
+    "as_array",
+    "exchange",
+    "from_root",
+    "together",
+]

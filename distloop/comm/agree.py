@@ -1,0 +1,79 @@
+"""How ranks agree on facts and failures: JSON over MPI, so that nothing from a peer is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from distloop import errors
+from distloop.comm.mpi import MPI
+from distloop.errors import DistloopError
+
+
+def exchange(comm: MPI.Comm, value: Any) -> list[Any]:
+    """What each rank has to say, in order of rank, on every rank. ``value`` is whatever JSON can hold."""
+    said = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+    lengths = np.empty(comm.size, dtype=np.int64)
+    comm.Allgather(np.array([said.size], dtype=np.int64), lengths)
+    heard = np.empty(int(lengths.sum()), dtype=np.uint8)
+    comm.Allgatherv(said, [heard, lengths.tolist(), MPI.BYTE])
+    return [json.loads(part.tobytes()) for part in np.split(heard, np.cumsum(lengths)[:-1])]
+
+
+def from_root(comm: MPI.Comm, value: Any, root: int = 0) -> Any:
+    """What rank ``root`` has to say, on every rank."""
+    said = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8) if comm.rank == root else None
+    length = np.array([0 if said is None else said.size], dtype=np.int64)
+    comm.Bcast(length, root)
+    heard = np.empty(int(length[0]), dtype=np.uint8) if said is None else said.copy()
+    comm.Bcast(heard, root)
+    return json.loads(heard.tobytes())
+
+
+def agree(comm: MPI.Intracomm, problem: DistloopError | None) -> None:
+    """Raise on every rank if any rank has a problem, so that none waits for the others for ever.
+
+    The error raised is of the kind that the lowest such rank has, and says which ranks have which problem.
+    """
+    said = None if problem is None else [type(problem).__name__, str(problem)]
+    answers = exchange(comm, said)
+    if not any(answers):
+        return
+    kind = next(answer[0] for answer in answers if answer)
+    agreed: DistloopError = getattr(errors, kind, DistloopError)(_summary(answers))
+    agreed.everywhere = True
+    raise agreed from problem
+
+
+def _summary(answers: list[Any]) -> str:
+    ranks_of: dict[str, list[int]] = {}
+    for rank, answer in enumerate(answers):
+        if answer:
+            ranks_of.setdefault(answer[1], []).append(rank)
+    if len(ranks_of) == 1 and len(next(iter(ranks_of.values()))) == len(answers):
+        return next(iter(ranks_of))
+    return "; ".join(f"{_ranks(ranks)}: {text}" for text, ranks in ranks_of.items())
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+@contextmanager
+def together(comm: MPI.Intracomm) -> Iterator[None]:
+    """What fails inside on some ranks, with an error of distloop's own, fails on all of them.
+
+    Nothing inside may communicate; what communicates raises on all ranks by itself.
+    """
+    problem: DistloopError | None = None
+    try:
+        yield
+    except DistloopError as error:
+        if error.everywhere:
+            raise
+        problem = error
+    agree(comm, problem)

@@ -1,0 +1,91 @@
+"""How bytes move: what every collective algorithm offers.
+
+A ring all-reduce *is* a reduce-scatter followed by an all-gather, and ZeRO puts the optimizer between the two halves;
+so the halves are the interface. All work in place on one contiguous vector of host memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from distloop.comm.agree import agree, exchange
+from distloop.comm.counted import counted
+from distloop.comm.mpi import MPI
+from distloop.errors import ShapeError
+from distloop.partition import Partition
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Flat = Array | torch.Tensor
+
+
+class Collective(ABC):
+    """One algorithm over the ranks of ``comm``. Every method is collective: all ranks call it, in the same order."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        """``comm`` is used as it is if it counts its traffic, else duplicated into one that does (collective)."""
+        self.comm = counted(comm)
+        self.rank, self.world_size = comm.rank, comm.size
+        self._agreed: set[tuple[str, int, str]] = set()
+
+    @abstractmethod
+    def all_reduce(self, flat: Flat) -> None:
+        """Sum ``flat`` (P,) over the ranks, on every rank, with the same bits on each."""
+
+    @abstractmethod
+    def reduce_scatter(self, flat: Flat, partition: Partition) -> None:
+        """Sum ``flat`` (P,) over the ranks; leave rank r holding slice r of the sum. The rest of it is scratch."""
+
+    @abstractmethod
+    def all_gather(self, flat: Flat, partition: Partition) -> None:
+        """Give every rank the slices that the others hold, slice r from rank r."""
+
+    @final
+    def broadcast(self, flat: Flat, root: int = 0) -> None:
+        """Give every rank what ``root`` holds: an all-gather where the root holds everything."""
+        self.all_gather(flat, Partition.at_root(len(flat), self.world_size, root))
+
+    @final
+    def vector(self, what: str, flat: Flat) -> Array:
+        """``flat`` as an array over the same memory, once ranks agree that they hold the same.
+
+        Asked the first time that a length and type occur, so that a training step pays nothing.
+        Raises ShapeError on all ranks where they differ.
+        """
+        array = as_array(flat)
+        signature = (what, array.size, array.dtype.name)
+        if signature not in self._agreed:
+            self._agree_on(signature)
+        return array
+
+    def _agree_on(self, signature: tuple[str, int, str]) -> None:
+        answers = exchange(self.comm.control, signature)
+        if any(answer != list(signature) for answer in answers):
+            each = "; ".join(f"rank {rank}: {name} of {size} {kind}" for rank, (name, size, kind) in enumerate(answers))
+            error = ShapeError(f"ranks disagree about a collective call ({each}). Expected the same call on all ranks")
+            error.everywhere = True
+            raise error
+        self._agreed.add(signature)
+
+
+def as_array(flat: Flat) -> Array:
+    """An array over the memory of ``flat``: 1-D, contiguous, in host memory. Raises ShapeError if it cannot be."""
+    if isinstance(flat, torch.Tensor):
+        if flat.device.type != "cpu" or flat.dtype == torch.bfloat16:
+            raise ShapeError(
+                f"a collective was given a {flat.dtype} tensor on {flat.device}. Expected host memory and a type that "
+                "MPI can sum: copy it to the CPU, and use float32 for bfloat16"
+            )
+        flat = flat.detach().numpy()
+    if flat.ndim != 1 or not flat.flags.c_contiguous:
+        raise ShapeError(
+            f"a collective was given an array of shape {flat.shape}, strides {flat.strides}. Expected one contiguous "
+            "dimension: pass tensor.view(-1)"
+        )
+    return flat
+
+
+__all__ = ["Array", "Collective", "Flat", "agree", "as_array"]

@@ -1,0 +1,78 @@
+"""A communicator that counts what it sends: a subclass of mpi4py's, so that algorithms call mpi4py's own methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from distloop.comm.mpi import MPI
+
+
+@dataclass
+class Traffic:
+    """What one rank has sent."""
+
+    bytes: int = 0
+    messages: int = 0
+
+    def __sub__(self, earlier: Traffic) -> Traffic:
+        return Traffic(self.bytes - earlier.bytes, self.messages - earlier.messages)
+
+    def copy(self) -> Traffic:
+        """As it is now."""
+        return Traffic(self.bytes, self.messages)
+
+    def count(self, sent_bytes: int) -> None:
+        """One message more."""
+        self.bytes += sent_bytes
+        self.messages += 1
+
+
+class CountedComm(MPI.Intracomm):
+    """A duplicate of ``comm`` with ``sent``, what this rank handed to point-to-point calls and library collectives.
+
+    A library collective counts as one message of what this rank contributes, since the library decides what it sends.
+    ``control`` is a second duplicate, uncounted, for the few bytes by which ranks agree.
+    """
+
+    sent: Traffic
+    control: MPI.Intracomm
+
+    def __new__(cls, comm: MPI.Intracomm) -> Self:
+        """Collective over ``comm``: makes two duplicates of it."""
+        self = super().__new__(cls, comm.Dup())
+        self.sent = Traffic()
+        self.control = comm.Dup()
+        return self
+
+    def Send(self, buf: Any, dest: int, tag: int = 0) -> None:  # noqa: N802
+        """Count, then send."""
+        self.sent.count(buf.nbytes)
+        super().Send(buf, dest, tag)
+
+    def Isend(self, buf: Any, dest: int, tag: int = 0) -> MPI.Request:  # noqa: N802
+        """Count, then send."""
+        self.sent.count(buf.nbytes)
+        return super().Isend(buf, dest, tag)
+
+    def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:  # noqa: N802
+        """Count the vector that this rank contributes."""
+        self.sent.count(recvbuf.nbytes)
+        super().Allreduce(sendbuf, recvbuf, op)
+
+    def Reduce_scatter(  # noqa: N802
+        self, sendbuf: Any, recvbuf: Any, recvcounts: Any = None, op: MPI.Op = MPI.SUM
+    ) -> None:
+        """Count the vector that this rank contributes."""
+        self.sent.count(sendbuf.nbytes)
+        super().Reduce_scatter(sendbuf, recvbuf, recvcounts, op)
+
+    def Allgatherv(self, sendbuf: Any, recvbuf: Any) -> None:  # noqa: N802
+        """Count the slice that this rank contributes."""
+        self.sent.count(sendbuf.nbytes)
+        super().Allgatherv(sendbuf, recvbuf)
+
+
+def counted(comm: MPI.Intracomm) -> CountedComm:
+    """``comm`` itself if it counts already, else a counting duplicate of it."""
+    return comm if hasattr(comm, "sent") else CountedComm(comm)  # type: ignore[return-value]

@@ -1,0 +1,98 @@
+"""Who and where we are: ranks, nodes, cores; and the one place that ends the job when a rank fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+
+from distloop.comm.agree import exchange
+from distloop.comm.counted import CountedComm
+from distloop.comm.mpi import MPI, check_launcher, launcher_of, library_name
+from distloop.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """All ranks of the job. ``cores`` are those that the ranks of this node may use together."""
+
+    comm: CountedComm
+    node: int
+    nodes: int
+    local_rank: int
+    local_size: int
+    cores: int
+    threads: int
+    library: str
+
+    @classmethod
+    @cache
+    def start(cls) -> World:
+        """The world of this process, made at the first call (collective: every rank calls it).
+
+        From then on an unhandled exception on one rank ends the whole job with that rank's traceback.
+        """
+        launcher, launched = launcher_of(os.environ)
+        check_launcher(launcher, launched, MPI.get_vendor()[0], MPI.COMM_WORLD.size)
+        comm = CountedComm(MPI.COMM_WORLD)
+        if comm.size > 1:
+            sys.excepthook = lambda kind, error, trace: end_job(comm, kind, error, trace)
+        local = comm.control.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+        leaders = exchange(comm.control, exchange(local, comm.rank)[0])
+        masks = exchange(local, sorted(os.sched_getaffinity(0)))
+        cores = len(set().union(*masks))
+        distinct = sorted(set(leaders))
+        return cls(
+            comm=comm,
+            node=distinct.index(leaders[comm.rank]),
+            nodes=len(distinct),
+            local_rank=local.rank,
+            local_size=local.size,
+            cores=cores,
+            threads=max(1, min(len(masks[local.rank]), cores // local.size)),
+            library=library_name(),
+        )
+
+    @property
+    def rank(self) -> int:
+        """This process's position, 0 to size - 1."""
+        return self.comm.rank
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return self.comm.size
+
+    def describe(self, threads: int) -> str:
+        """Such as ``4 ranks on 1 node, 1 thread each, 2 cores (oversubscribed)``; cores are those of this node."""
+        crowded = " (oversubscribed)" if self.local_size * threads > self.cores else ""
+        parts = (
+            _count(self.size, "rank") + " on " + _count(self.nodes, "node"),
+            _count(threads, "thread") + " each",
+        )
+        return ", ".join((*parts, _count(self.cores, "core") + crowded))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def end_job(comm: MPI.Intracomm, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say what happened on this rank, then end every rank: no other way stops those that wait in MPI.
+
+    Where all ranks fail alike, the lowest one speaks: it is given a quarter of a second before the next one.
+    """
+    time.sleep(min(comm.rank, 6) / 4)
+    if issubclass(kind, KeyboardInterrupt):
+        text, code = "interrupted", 130
+    elif issubclass(kind, UserError):
+        text, code = f"{kind.__name__}: {error}", 2
+    else:
+        text, code = "".join(traceback.format_exception(kind, error, trace)), 1
+    sys.stdout.flush()
+    os.write(2, f"\ndistloop: rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()}: {text}\n".encode())
+    comm.Abort(code)

@@ -1,0 +1,187 @@
+"""The configuration: typed fields, each a key of a configuration file and an option of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal, get_type_hints
+
+import docstring_parser
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch.optim import Optimizer
+
+from distloop.comm import from_root, together
+from distloop.comm.mpi import MPI
+from distloop.errors import ConfigError
+from distloop.strategies import NAMES
+
+# jsonargparse shows and checks this type; what torch's optimizers take includes named tensors.
+MakeOptimizer = Callable[[Iterable[torch.Tensor]], Optimizer]
+Strategy = Literal["star", "ring", "native", "parameter-server", "zero", "zero-offload"]
+
+
+def _adam() -> dict[str, Any]:
+    return {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
+
+
+@dataclass
+class Config:
+    """What a run is. The resolved values are saved with it as config.yaml, which --config takes again."""
+
+    task: Literal["auto", "classification", "regression", "language"] = "auto"
+    """What is learned; auto decides by the targets: whole numbers are classes, bytes of a text the next byte"""
+    data: str = "digits"
+    """A built-in name (digits, fashion-mnist), a path (folder of IDX files, .csv, .npz with inputs and targets,
+    .npy, .txt), or an import path to a torch Dataset"""
+    validation: str | None = None
+    """Data to validate on, given like --data; by default the test part that comes with the data, or --holdout"""
+    holdout: float = 0.2
+    """Fraction of the rows that is held out for validation where the data has no test part"""
+    target: str | None = None
+    """Column of a table that is to be predicted (default: the last)"""
+    targets: str | None = None
+    """File of targets that belongs to the inputs in a .npy file"""
+    classes: int | None = None
+    """Number of classes, if the data does not tell (default: counted)"""
+    context: int = 128
+    """Bytes of a text that the model sees at once"""
+    model: str = "auto"
+    """auto, linear, mlp, cnn, gpt, or an import path to an nn.Module, or to a class or function that makes one"""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model, such as --model-args.hidden 256"""
+    loss: str | None = None
+    """Import path to a loss: a class such as torch.nn.L1Loss, or a function of (outputs, targets)"""
+    loss_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the loss's class, such as --loss-args.label_smoothing 0.1"""
+    optimizer: MakeOptimizer = field(default_factory=_adam)  # type: ignore[assignment]
+    """Any torch.optim class by name, or any other by import path; its arguments follow it: --optimizer SGD
+    --optimizer.lr 0.1 --optimizer.momentum 0.9 (fused where torch has it, unless --optimizer.fused false)"""
+    schedule: str = "constant"
+    """Learning rate over the steps: constant, linear, cosine, or an import path to a torch LRScheduler"""
+    schedule_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of a scheduler given by import path, such as --schedule-args.step_size 100"""
+    warmup_steps: int = 0
+    """Steps over which the learning rate first rises to its full height"""
+    epochs: int = 20
+    """Passes over the data"""
+    steps: int | None = None
+    """Stop after this many optimizer steps, even in mid-epoch"""
+    batch_size: int | Literal["all"] = 32
+    """Rows of a step over all ranks: 1 (stochastic), 32 (mini-batch), all (batch gradient descent)"""
+    accumulate: int = 1
+    """Cut each rank's rows of a step into this many minibatches, one after another, to save memory; the result and
+    the traffic stay the same"""
+    clip: float | None = None
+    """Largest global norm of the gradient, over all parameters and ranks"""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: forward and backward under torch.autocast; parameters stay as they are"""
+    seed: int = 0
+    """Of initial weights and of the order of rows"""
+    strategy: Strategy = "ring"
+    """How gradients travel, who owns what, and where"""
+    device: str = "auto"
+    """cpu, cuda (one per rank of a node, in turn), any other of torch, or auto: cuda where there is one"""
+    threads: int | None = None
+    """Torch's threads per rank (default: the node's cores divided by its ranks)"""
+    workers: int = 0
+    """Processes per rank that read data ahead"""
+    run_dir: str | None = None
+    """Folder for what the run leaves; new or empty (default: runs/DATE-TIME)"""
+    progress: Literal["auto", "bar", "plain", "off"] = "auto"
+    """What is shown while training: a bar on a terminal, lines elsewhere"""
+    log_every: int = 0
+    """Write a row of metrics every so many steps, besides one per epoch"""
+    logger: Literal["none", "tensorboard"] = "none"
+    """Where metrics go besides metrics.jsonl and metrics.csv"""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have."""
+        least = {"epochs": 1, "steps": 1, "batch_size": 1, "accumulate": 1, "threads": 1, "context": 1, "classes": 1}
+        for name, bound in (least | {"workers": 0, "warmup_steps": 0, "log_every": 0}).items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < bound:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {bound}")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"--clip {self.clip}: expected a norm greater than 0")
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"--holdout {self.holdout}: expected a fraction from 0 to below 1")
+
+
+assert get_type_hints(Config)["strategy"].__args__ == NAMES
+
+
+def make_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser with an option for every field of ``Config``; its help is the field's docstring."""
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="A configuration file; options after it override its keys")
+    helps = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(Config).params}
+    hints = get_type_hints(Config)
+    for entry in fields(Config):
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        option = "--" + entry.name.replace("_", "-")
+        text = " ".join((helps[entry.name] or "").split())
+        parser.add_argument(option, type=hints[entry.name], default=default, help=text)
+    return parser
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What the command line came to: a configuration, also as text; or none, and a code to exit with at once."""
+
+    config: Config | None
+    resolved: str
+    code: int
+
+
+def parse_together(parser: ArgumentParser, arguments: Sequence[str], control: MPI.Intracomm) -> Parsed:
+    """Rank 0 parses and prints, the others take its resolved text. Collective.
+
+    Raises ConfigError on all ranks for what cannot be parsed, or values that no run can have.
+    """
+    resolved, code = "", 0
+    with together(control):
+        if control.rank == 0:
+            resolved, code = _parse(parser, arguments)
+    resolved, code = from_root(control, [resolved, code])
+    if not resolved:
+        return Parsed(None, resolved, code)
+    with together(control):
+        return Parsed(_instantiate(parser, resolved), resolved, code)
+
+
+def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[str, int]:
+    try:
+        resolved: str = parser.dump(parser.parse_args(list(arguments)))
+        return resolved, 0
+    except SystemExit as stop:  # --help and --print_config
+        return "", int(stop.code or 0)
+    except Exception as error:
+        raise ConfigError(f"{_compact(error)}\nSee --help for all options") from error
+
+
+def _instantiate(parser: ArgumentParser, resolved: str) -> Config:
+    try:
+        namespace = parser.parse_string(resolved)
+        arguments = namespace.optimizer.get("init_args")
+        if arguments is not None and "fused" in arguments and arguments.fused is None and not arguments.get("foreach"):
+            arguments.fused = True
+        made = parser.instantiate(namespace)
+    except Exception as error:
+        raise ConfigError(_compact(error)) from error
+    return Config(**{entry.name: made[entry.name] for entry in fields(Config)})
+
+
+def _compact(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def as_yaml(config: Config) -> str:
+    """For configurations made in Python; objects are written as their names."""
+    plain = {name: value if _is_plain(value) else repr(value) for name, value in asdict(config).items()}
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool | dict | list)

@@ -1,0 +1,185 @@
+"""One run: the loop, and around it what a run needs besides (progress, metrics, evaluation, stopping, its folder)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distloop import loop
+from distloop.build import Job
+from distloop.comm import Traffic, exchange
+from distloop.errors import NotFiniteError
+from distloop.evaluation import evaluate
+from distloop.loop import Progress
+from distloop.outputs import Outputs
+from distloop.report import Fast, Learned, Plan, Sent, Summary
+from distloop.run_folder import versions, weights_sha256
+
+
+@dataclass
+class Clock:
+    """Seconds spent in steps, without evaluations; the last 10,000 of them one by one, for the median."""
+
+    spent: float = 0.0
+    started: float = 0.0
+
+    def __post_init__(self) -> None:
+        """An empty ring."""
+        self.steps = array("d")
+        self.count = 0
+
+    def start(self) -> None:
+        """A step begins."""
+        self.started = time.perf_counter()
+
+    def stop(self) -> None:
+        """A step has ended, and the next begins."""
+        now = time.perf_counter()
+        seconds, self.started = now - self.started, now
+        self.spent += seconds
+        if self.count < 10_000:
+            self.steps.append(seconds)
+        else:
+            self.steps[self.count % 10_000] = seconds
+        self.count += 1
+
+
+@dataclass
+class EpochLoss:
+    """The mean of the steps' losses over an epoch, weighted by rows."""
+
+    total: float = 0.0
+    rows: int = 0
+
+    def add(self, progress: Progress, rows: int) -> None:
+        """One step more; a step whose loss had no weight has no mean, and does not count."""
+        if not math.isnan(progress.loss):
+            self.total += progress.loss * rows
+            self.rows += rows
+
+    @property
+    def mean(self) -> float:
+        """nan before the first step."""
+        return self.total / self.rows if self.rows else math.nan
+
+
+class Run:
+    """Trains a job and keeps its record. Collective: all ranks run it, rank 0 writes."""
+
+    def __init__(self, job: Job, outputs: Outputs) -> None:
+        """``outputs``: null objects on all ranks but 0."""
+        self.job, self.reporter, self.log, self.archive = job, outputs.reporter, outputs.log, outputs.archive
+        self.progress, self.clock = Progress(), Clock()
+        self.train_loss, self.validation = math.nan, dict[str, float]()
+        self.began = time.perf_counter()
+        self.start = job.world.comm.sent.copy()
+
+    def train(self) -> dict[str, Any]:
+        """Until the end, or until the loss is not finite; what was learned is saved either way. Returns the summary."""
+        job = self.job
+        plan = Plan(job.config.epochs, job.total_steps)
+        self.reporter.start(job.describe(), plan)
+        try:
+            for _ in self._epochs():
+                self._end_of_epoch()
+        except NotFiniteError as error:
+            self._save(str(error))
+            raise
+        return self._save(None)
+
+    def _epochs(self) -> Iterator[None]:
+        """The loop; yields when an epoch, or the whole run in mid-epoch, has ended."""
+        job, progress, last = self.job, self.progress, self.job.total_steps
+        every, epoch, seen = job.config.log_every, EpochLoss(), 0
+        learners = {"model": job.learner}
+        self.clock.start()
+        for _ in loop.train(job.task, learners, job.config.epochs, progress):
+            if progress.position:
+                self.clock.stop()
+                epoch.add(progress, progress.samples - seen)
+                seen = progress.samples
+                self.reporter.step(progress.round + 1, progress.step, progress.samples, progress.loss)
+                if every and progress.step % every == 0:
+                    self.log.write("step", self._row(progress.loss))
+                if progress.step < last or progress.position == job.task.steps_per_round:
+                    continue
+            self.train_loss, epoch = epoch.mean, EpochLoss()
+            yield
+            if progress.step >= last:
+                return
+            self.clock.start()
+
+    def _end_of_epoch(self) -> None:
+        job = self.job
+        self.validation = evaluate(job.task, {"model": job.learner}, job.data.validation, job.world.comm.control)
+        row = self._row(self.train_loss) | {f"validation_{name}": value for name, value in self.validation.items()}
+        self.log.write("epoch", row)
+        self.reporter.epoch(row)
+
+    def _row(self, train_loss: float) -> dict[str, float | int]:
+        progress = self.progress
+        return {
+            "epoch": progress.round + (progress.position > 0),
+            "step": progress.step,
+            "samples": progress.samples,
+            "train_loss": train_loss,
+            "learning_rate": float(self.job.learner.optimizer.param_groups[0]["lr"]),
+            "gradient_norm": self.job.learner.norm,
+            "seconds": time.perf_counter() - self.began,
+            "samples_per_second": progress.samples / self.clock.spent if self.clock.spent else math.nan,
+        }
+
+    def _save(self, stopped: str | None) -> dict[str, Any]:
+        """Weights, then summary, so that a summary says that all is there."""
+        summary = self._summary(stopped)
+        module = self.job.learner.module
+        self.archive.save(module.state_dict(), summary)
+        sent = exchange(self.job.world.comm.control, (self.job.world.comm.sent - self.start).messages)
+        self.reporter.finish(
+            Summary(
+                Learned(summary["parameters"], self.train_loss, self.validation, summary["weights_sha256"]),
+                Fast(summary["seconds"], summary["samples_per_second"], self.progress.step, summary["step_seconds"]),
+                Sent(tuple(summary["sent_bytes_per_rank"]), sum(sent)),
+                self.archive.path or Path(),
+            )
+        )
+        return summary
+
+    def _summary(self, stopped: str | None) -> dict[str, Any]:
+        job, progress, clock = self.job, self.progress, self.clock
+        sent: Traffic = job.world.comm.sent - self.start
+        spec, module = job.data.train.spec, job.learner.module
+        return {
+            "strategy": job.config.strategy,
+            "world_size": job.world.size,
+            "nodes": job.world.nodes,
+            "threads_per_rank": job.threads,
+            "device": str(job.device),
+            "epochs": progress.round,
+            "steps": progress.step,
+            "samples": progress.samples,
+            "train_loss": self.train_loss,
+            "validation": self.validation,
+            "seconds": time.perf_counter() - self.began,
+            "samples_per_second": progress.samples / clock.spent if clock.spent else 0.0,
+            "step_seconds": statistics.median(clock.steps) if clock.steps else 0.0,
+            "sent_bytes_per_rank": exchange(job.world.comm.control, sent.bytes),
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "weights_sha256": weights_sha256(module.named_parameters()),
+            "inputs": {"shape": list(spec.input_shape), "dtype": str(spec.input_dtype).removeprefix("torch.")},
+            "outputs": {
+                "target": spec.target,
+                "classes": spec.classes,
+                "numbers": spec.numbers,
+                "class_names": spec.class_names and list(spec.class_names),
+            },
+            "stopped": stopped,
+            "mpi": job.world.library,
+            "versions": versions(),
+        }

@@ -1,0 +1,40 @@
+"""Which optimizers treat each element by itself, so that a parameter may be cut between two ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from distloop.errors import ConfigError
+
+ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
+    torch.optim.ASGD,
+    torch.optim.Adadelta,
+    torch.optim.Adagrad,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.SGD,
+)
+
+
+def cuts_allowed(make_optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:
+    """Whether the optimizer is known to be elementwise. Of others (Adafactor, Muon, a user's own) whole
+    parameters are owned, since they may look at rows, columns or norms.
+    """
+    try:
+        sample = make_optimizer([("sample", torch.zeros(2, 2))])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"the optimizer cannot be made: {error}. Expected arguments that it takes") from error
+    if isinstance(sample, torch.optim.LBFGS | torch.optim.SparseAdam):
+        raise ConfigError(
+            f"optimizer {type(sample).__name__} cannot be used: LBFGS evaluates the loss several times a step, and "
+            "SparseAdam wants sparse gradients. Expected one that steps once on dense gradients, such as Adam or SGD"
+        )
+    return type(sample) in ELEMENTWISE

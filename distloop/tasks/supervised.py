@@ -1,0 +1,168 @@
+"""Supervised learning: rows and what they should become. An epoch is a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distloop.data import Loader, Permutation, Source, key_of
+from distloop.errors import ModelError
+from distloop.partition import Partition
+from distloop.tasks.goals import Goal, Sums
+from distloop.tasks.losses import LossFunction, summed
+from distloop.tasks.task import Loss, Minibatch, Task
+
+if TYPE_CHECKING:
+    from distloop.learner import Learner
+    from distloop.loop import Progress
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which rank's rows, of how many ranks."""
+
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The order of one epoch's rows, and the step to begin with."""
+
+    order: Permutation
+    first_step: int
+
+
+@final
+class Supervised(Task[Epoch]):
+    """Rows of a source in an order that seed and epoch decide, cut into global batches, each divided over the ranks.
+
+    The last global batch of an epoch may be smaller; nothing is padded and nothing dropped.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        shard: Shard,
+        goal: Goal,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        accumulate: int = 1,
+        loss_function: LossFunction | None = None,
+        device: torch.device | str = "cpu",
+        bf16: bool = False,
+        loader: Loader | None = None,
+    ) -> None:
+        """``batch_size``: rows of a step over all ranks. ``accumulate``: minibatches that a rank makes of its part."""
+        self.source, self.shard, self.goal, self.batch_size = source, shard, goal, batch_size
+        self.seed, self.accumulate, self.device = seed, accumulate, torch.device(device)
+        self._loss = summed(loss_function or goal.loss)
+        self._bf16, self._loader = bf16, loader or Loader(source)
+
+    @property
+    def steps_per_round(self) -> int:
+        """Global batches of an epoch."""
+        return -(-len(self.source) // self.batch_size)
+
+    def collect(self, learners: Mapping[str, Learner], progress: Progress) -> Epoch:
+        """The order of this epoch, computed row by row: nothing of the data's size is stored or shuffled."""
+        return Epoch(Permutation(len(self.source), key_of(self.seed, progress.round)), progress.position)
+
+    def extract(self, data: Epoch) -> Iterator[Minibatch]:
+        """This rank's rows of each global batch."""
+        indices = (data.order(positions) for positions, _, _ in self._plan(data.first_step))
+        rows = self._loader.batches(indices)  # may run ahead of the loop, so the plan is walked twice
+        for (_, global_rows, more), (inputs, targets) in zip(self._plan(data.first_step), rows, strict=True):
+            yield Minibatch(inputs, targets, global_rows, more)
+
+    def _plan(self, first_step: int) -> Iterator[tuple[np.ndarray[Any, np.dtype[np.int64]], int, bool]]:
+        """Positions of the rows of each minibatch, the rows of its global batch, and whether more of it follow."""
+        for step in range(first_step, self.steps_per_round):
+            first = step * self.batch_size
+            global_rows = min(self.batch_size, len(self.source) - first)
+            mine = Partition.even(global_rows, self.shard.world_size).slice_of(self.shard.rank)
+            cuts = Partition.even(mine.stop - mine.start, self.accumulate)
+            for turn in range(self.accumulate):
+                part = cuts.slice_of(turn)
+                positions = np.arange(part.start, part.stop, dtype=np.int64) + (first + mine.start)
+                yield positions, global_rows, turn + 1 < self.accumulate
+
+    def apply(self, learners: Mapping[str, Learner], minibatch: Minibatch) -> Any:
+        """The module's outputs; None for no rows, which many layers refuse."""
+        if not len(minibatch.inputs):
+            return None
+        return self._forward(learners["model"].module, minibatch.inputs)
+
+    def targets(self, minibatch: Minibatch, outputs: Any) -> Tensor:
+        """The rows' own."""
+        return minibatch.targets.to(self.device, non_blocking=True)
+
+    def loss(self, outputs: Any, targets: Tensor) -> Loss:
+        """The sum over the rows, with their number as its weight."""
+        if outputs is None:
+            return Loss(torch.zeros(()), 0.0)
+        with self._precision():
+            try:
+                return self._loss(*self.goal.arrange(outputs, targets))
+            except (RuntimeError, ValueError, IndexError) as error:
+                raise ModelError(
+                    f"the loss does not take outputs {_shape(outputs)} with targets {_shape(targets)}: {error}. "
+                    "Expected a model and a loss for this data: see --model, --loss and --task"
+                ) from error
+
+    def measure(self, learners: Mapping[str, Learner], batches: Iterable[tuple[Tensor, Tensor]]) -> Sums:
+        """Sums over these rows of the loss and of what the metrics need; the module is left in training mode."""
+        module, sums = learners["model"].module, {"loss": 0.0, "weight": 0.0}
+        module.eval()
+        with torch.inference_mode():
+            for inputs, targets in batches:
+                if len(inputs):
+                    outputs, wanted = self._forward(module, inputs), targets.to(self.device)
+                    loss = self.loss(outputs, wanted)
+                    found = self.goal.measure(outputs, wanted) | {"loss": float(loss.total), "weight": loss.weight}
+                    sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+        module.train()
+        return sums
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """The names of what ``measure`` adds up, which a rank without rows cannot know otherwise."""
+        return ("loss", "weight", *self.goal.sums)
+
+    def summary(self, sums: Sums) -> dict[str, float]:
+        """Loss and metrics, from sums over all rows."""
+        return {"loss": sums["loss"] / sums["weight"]} | self.goal.summary(sums)
+
+    def check(self, module: torch.nn.Module) -> None:
+        """Try one row, before anything is trained. Raises ModelError if model, loss and data do not fit."""
+        inputs, targets = self.source.rows(np.arange(1, dtype=np.int64))
+        module.eval()
+        try:
+            with torch.no_grad():
+                outputs = self._forward(module, inputs)
+        except Exception as error:
+            raise ModelError(
+                f"the model does not take a row of this data, inputs {_shape(inputs)}: {type(error).__name__}: "
+                f"{error}. Expected a model for inputs of that shape: see --model and --model-args"
+            ) from error
+        finally:
+            module.train()
+        self.loss(outputs, targets.to(self.device))
+
+    def _forward(self, module: torch.nn.Module, inputs: Tensor) -> Any:
+        with self._precision():
+            return module(inputs.to(self.device, non_blocking=True))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+
+def _shape(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,41 @@
+"""The main job: ``mpirun -n 4 python -m distloop.train`` trains a model on data, with any strategy; see --help."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from distloop.verb import run_verb
+
+if TYPE_CHECKING:
+    from distloop.comm import World
+
+DESCRIPTION = "Train a model on data, on as many ranks as mpirun starts. Every option has a default."
+
+
+def _train(world: World, arguments: Sequence[str]) -> int:
+    # Imported here, since it starts MPI, and that may fail with something to say.
+    from distloop.build import Given, build
+    from distloop.config import make_parser, parse_together
+    from distloop.job import Run
+    from distloop.outputs import open_outputs
+
+    parser = make_parser("python -m distloop.train", DESCRIPTION)
+    parsed = parse_together(parser, arguments, world.comm.control)
+    if parsed.config is None:
+        return parsed.code
+    job = build(parsed.config, world, Given())
+    with closing(job.loader), open_outputs(job, parsed.resolved) as outputs:
+        Run(job, outputs).train()
+    return 0
+
+
+def main() -> int:
+    """The verb; returns the code to exit with."""
+    return run_verb(_train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What every ``python -m distloop.VERB`` has in common: one rank parses for all, and errors are said once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from distloop.errors import ConfigError, DistloopError, UserError
+
+if TYPE_CHECKING:
+    from distloop.comm import World
+
+
+def run_verb(body: Callable[[World, Sequence[str]], int]) -> int:
+    """Start MPI, run ``body(world, arguments)`` on all ranks, and return the code to exit with: 2 for a user's mistake.
+
+    An error that all ranks share is printed by rank 0; one that a rank has alone ends the whole job.
+    """
+    try:
+        from distloop.comm import World
+
+        world = World.start()
+    except ConfigError as error:
+        return _launch_failed(error)
+    try:
+        return body(world, sys.argv[1:])
+    except DistloopError as error:
+        if not (error.everywhere or world.size == 1):
+            raise
+        if world.rank == 0:
+            _complain(error)
+        world.comm.control.Barrier()  # nobody leaves before the message is out
+        return 2 if isinstance(error, UserError) else 1
+
+
+def _launch_failed(error: ConfigError) -> int:
+    """Without MPI the launcher's variables tell who may speak."""
+    rank = next((os.environ[name] for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK") if name in os.environ), "0")
+    if rank == "0":
+        _complain(error)
+    return 2
+
+
+def _complain(error: DistloopError) -> None:
+    sys.stdout.flush()
+    os.write(2, f"distloop: error: {error}\n".encode())

@@ -1,0 +1,14 @@
+"""Everything in this folder runs under mpirun: see tests/harness/__init__.py."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makemodule() -> Generator[None, pytest.Module, pytest.Module]:
+    module = yield
+    module.add_marker(pytest.mark.mpi, append=False)
+    return module
