@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch.optim import Optimizer
 
-from distloop.comm import from_root, together
+from distloop.comm import at_root, together
 from distloop.comm.mpi import MPI
 from distloop.errors import ConfigError
 from distloop.strategies import NAMES
@@ -23,7 +23,7 @@ Strategy = Literal["star", "ring", "native", "parameter-server", "zero", "zero-o
 
 
 def _adam() -> dict[str, Any]:
-    return {"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}
+    return {"class_path": "torch.optim.Adam", "init_args": {"lr": 3e-3}}
 
 
 @dataclass
@@ -58,13 +58,14 @@ class Config:
     optimizer: MakeOptimizer = field(default_factory=_adam)  # type: ignore[assignment]
     """Any torch.optim class by name, or any other by import path; its arguments follow it: --optimizer SGD
     --optimizer.lr 0.1 --optimizer.momentum 0.9 (fused where torch has it, unless --optimizer.fused false)"""
-    schedule: str = "constant"
-    """Learning rate over the steps: constant, linear, cosine, or an import path to a torch LRScheduler"""
+    schedule: str = "cosine"
+    """Learning rate over the steps: cosine or linear (down to 0 at the end), constant, or an import path to a torch
+    LRScheduler"""
     schedule_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of a scheduler given by import path, such as --schedule-args.step_size 100"""
     warmup_steps: int = 0
     """Steps over which the learning rate first rises to its full height"""
-    epochs: int = 20
+    epochs: int = 10
     """Passes over the data"""
     steps: int | None = None
     """Stop after this many optimizer steps, even in mid-epoch"""
@@ -140,11 +141,7 @@ def parse_together(parser: ArgumentParser, arguments: Sequence[str], control: MP
 
     Raises ConfigError on all ranks for what cannot be parsed, or values that no run can have.
     """
-    resolved, code = "", 0
-    with together(control):
-        if control.rank == 0:
-            resolved, code = _parse(parser, arguments)
-    resolved, code = from_root(control, [resolved, code])
+    resolved, code = at_root(control, lambda: _parse(parser, arguments))
     if not resolved:
         return Parsed(None, resolved, code)
     with together(control):

@@ -17,8 +17,8 @@ from distloop.comm import Traffic, exchange
 from distloop.errors import NotFiniteError
 from distloop.evaluation import evaluate
 from distloop.loop import Progress
-from distloop.outputs import Outputs
 from distloop.report import Fast, Learned, Plan, Sent, Summary
+from distloop.report.outputs import Outputs
 from distloop.run_folder import versions, weights_sha256
 
 

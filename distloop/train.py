@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from distloop.verb import run_verb
@@ -20,14 +21,20 @@ def _train(world: World, arguments: Sequence[str]) -> int:
     from distloop.build import Given, build
     from distloop.config import make_parser, parse_together
     from distloop.job import Run
-    from distloop.outputs import open_outputs
+    from distloop.report.outputs import open_outputs
+    from distloop.run_folder import RunFolder
 
     parser = make_parser("python -m distloop.train", DESCRIPTION)
     parsed = parse_together(parser, arguments, world.comm.control)
     if parsed.config is None:
         return parsed.code
-    job = build(parsed.config, world, Given())
-    with closing(job.loader), open_outputs(job, parsed.resolved) as outputs:
+    config = parsed.config
+    job = build(config, world, Given())
+    make_folder = partial(RunFolder.create, config.run_dir)
+    with (
+        closing(job.loader),
+        open_outputs(world, parsed.resolved, job.task.goal.metrics, make_folder, config) as outputs,
+    ):
         Run(job, outputs).train()
     return 0
 

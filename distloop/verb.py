@@ -29,9 +29,7 @@ def run_verb(body: Callable[[World, Sequence[str]], int]) -> int:
     except DistloopError as error:
         if not (error.everywhere or world.size == 1):
             raise
-        if world.rank == 0:
-            _complain(error)
-        world.comm.control.Barrier()  # nobody leaves before the message is out
+        world.say_once(f"distloop: error: {error}")
         return 2 if isinstance(error, UserError) else 1
 
 
@@ -39,10 +37,5 @@ def _launch_failed(error: ConfigError) -> int:
     """Without MPI the launcher's variables tell who may speak."""
     rank = next((os.environ[name] for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK") if name in os.environ), "0")
     if rank == "0":
-        _complain(error)
+        os.write(2, f"distloop: error: {error}\n".encode())
     return 2
-
-
-def _complain(error: DistloopError) -> None:
-    sys.stdout.flush()
-    os.write(2, f"distloop: error: {error}\n".encode())

@@ -1,6 +1,6 @@
 """How bytes move between ranks. Importing it initialises MPI."""
 
-from distloop.comm.agree import agree, exchange, from_root, together
+from distloop.comm.agree import agree, at_root, exchange, together
 from distloop.comm.collective import Collective, as_array
 from distloop.comm.counted import CountedComm, Traffic
 from distloop.comm.native import Native
@@ -18,7 +18,7 @@ __all__ = [
     "World",
     "agree",
     "as_array",
+    "at_root",
     "exchange",
-    "from_root",
     "together",
 ]

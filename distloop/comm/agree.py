@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,16 +22,6 @@ def exchange(comm: MPI.Comm, value: Any) -> list[Any]:
     heard = np.empty(int(lengths.sum()), dtype=np.uint8)
     comm.Allgatherv(said, [heard, lengths.tolist(), MPI.BYTE])
     return [json.loads(part.tobytes()) for part in np.split(heard, np.cumsum(lengths)[:-1])]
-
-
-def from_root(comm: MPI.Comm, value: Any, root: int = 0) -> Any:
-    """What rank ``root`` has to say, on every rank."""
-    said = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8) if comm.rank == root else None
-    length = np.array([0 if said is None else said.size], dtype=np.int64)
-    comm.Bcast(length, root)
-    heard = np.empty(int(length[0]), dtype=np.uint8) if said is None else said.copy()
-    comm.Bcast(heard, root)
-    return json.loads(heard.tobytes())
 
 
 def agree(comm: MPI.Intracomm, problem: DistloopError | None) -> None:
@@ -77,3 +67,14 @@ def together(comm: MPI.Intracomm) -> Iterator[None]:
             raise
         problem = error
     agree(comm, problem)
+
+
+def at_root(comm: MPI.Intracomm, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` gives on rank 0, on every rank; it must be something that JSON can hold.
+
+    Raises on every rank what distloop error it raises there.
+    """
+    value = None
+    with together(comm):
+        value = compute() if comm.rank == 0 else None
+    return exchange(comm, value)[0]

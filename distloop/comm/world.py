@@ -67,6 +67,13 @@ class World:
         """The number of ranks."""
         return self.comm.size
 
+    def say_once(self, text: str) -> None:
+        """One line to the standard error, from rank 0; nobody goes on before it is out. Collective."""
+        if self.rank == 0:
+            sys.stdout.flush()
+            os.write(2, f"{text}\n".encode())
+        self.comm.control.Barrier()
+
     def describe(self, threads: int) -> str:
         """Such as ``4 ranks on 1 node, 1 thread each, 2 cores (oversubscribed)``; cores are those of this node."""
         crowded = " (oversubscribed)" if self.local_size * threads > self.cores else ""

@@ -46,7 +46,7 @@ class MLP(nn.Module):
 class CNN(nn.Module):
     """Two 3×3 convolutions, each followed by ReLU and 2×2 pooling, then two affine layers."""
 
-    def __init__(self, input_shape: tuple[int, ...], output_size: int, channels: int = 16, hidden: int = 128) -> None:
+    def __init__(self, input_shape: tuple[int, ...], output_size: int, channels: int = 32, hidden: int = 128) -> None:
         super().__init__()
         depth, height, width = input_shape
         self.features = nn.Sequential(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from torch import Tensor
 
-from distloop.build import Job
-from distloop.comm import together
-from distloop.report import Log, Logs, MetricsLog, NoLog, Reporter, TensorBoardLog, open_reporter
+from distloop.comm import World, together
+from distloop.report.metrics import Log, Logs, MetricsLog, NoLog, TensorBoardLog
+from distloop.report.terminal import Progress, Reporter, open_reporter
 from distloop.run_folder import RunFolder, save_weights
 
 
@@ -50,6 +50,22 @@ class InFolder(Archive):
         self._folder.write_json("summary.json", summary)
 
 
+class Options(Protocol):
+    """The part of a configuration that says what is shown and kept."""
+
+    @property
+    def progress(self) -> Progress:
+        """See ``open_reporter``."""
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two rows of metrics."""
+
+    @property
+    def logger(self) -> str:
+        """none or tensorboard."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The three of them."""
@@ -60,28 +76,29 @@ class Outputs:
 
 
 @contextmanager
-def open_outputs(job: Job, resolved: str, keep: bool = True) -> Iterator[Outputs]:
-    """Open on rank 0 what ``job.config`` asks for; ``resolved`` becomes config.yaml. ``keep``: in a folder.
+def open_outputs(
+    world: World, resolved: str, metrics: Sequence[str], folder: Callable[[], RunFolder] | None, options: Options
+) -> Iterator[Outputs]:
+    """Open on rank 0 what ``options`` ask for; ``resolved`` becomes config.yaml. ``folder`` makes it; None: no folder.
 
     Collective. Raises ConfigError on all ranks for a folder that is in use or cannot be written.
     """
-    config, here = job.config, job.world.rank == 0
-    folder: RunFolder | None = None
+    made: RunFolder | None = None
     log: Log = NoLog()
-    with together(job.world.comm.control):
-        if here and keep:
-            folder = RunFolder.create(config.run_dir)
-            folder.write_text("config.yaml", resolved)
-            log = _log(folder.path, job)
-    archive = Nowhere() if folder is None else InFolder(folder)
-    with open_reporter(job.world.rank, config.progress, config.log_every) as reporter, closing(log):
+    with together(world.comm.control):
+        if world.rank == 0 and folder is not None:
+            made = folder()
+            made.write_text("config.yaml", resolved)
+            log = _log(made.path, metrics, options.logger)
+    archive = Nowhere() if made is None else InFolder(made)
+    with open_reporter(world.rank, options.progress, options.log_every) as reporter, closing(log):
         yield Outputs(reporter, log, archive)
-    if folder is not None:
-        folder.close()
+    if made is not None:
+        made.close()
 
 
-def _log(path: Path, job: Job) -> Log:
-    logs: list[Log] = [MetricsLog(path, [f"validation_{name}" for name in job.task.goal.metrics])]
-    if job.config.logger == "tensorboard":
+def _log(path: Path, metrics: Sequence[str], logger: str) -> Log:
+    logs: list[Log] = [MetricsLog(path, [f"validation_{name}" for name in metrics])]
+    if logger == "tensorboard":
         logs.append(TensorBoardLog(path))
     return Logs(logs)
