@@ -34,9 +34,13 @@ def agree(comm: MPI.Intracomm, problem: DistloopError | None) -> None:
     if not any(answers):
         return
     kind = next(answer[0] for answer in answers if answer)
-    agreed: DistloopError = getattr(errors, kind, DistloopError)(_summary(answers))
-    agreed.everywhere = True
-    raise agreed from problem
+    raise _agreed(kind, _summary(answers)) from problem
+
+
+def _agreed(kind: str, text: str) -> DistloopError:
+    error: DistloopError = getattr(errors, kind, DistloopError)(text)
+    error.everywhere = True
+    return error
 
 
 def _summary(answers: list[Any]) -> str:
@@ -70,11 +74,17 @@ def together(comm: MPI.Intracomm) -> Iterator[None]:
 
 
 def at_root(comm: MPI.Intracomm, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` gives on rank 0, on every rank; it must be something that JSON can hold.
+    """What ``compute`` gives on rank 0, on every rank; it must be something that JSON can hold, and not communicate.
 
     Raises on every rank what distloop error it raises there.
     """
-    value = None
-    with together(comm):
-        value = compute() if comm.rank == 0 else None
-    return exchange(comm, value)[0]
+    value, problem = None, None
+    if comm.rank == 0:
+        try:
+            value = compute()
+        except DistloopError as error:
+            problem = [type(error).__name__, str(error)]
+    value, problem = exchange(comm, [value, problem])[0]
+    if problem:
+        raise _agreed(*problem)
+    return value

@@ -11,7 +11,7 @@ from typing import Any, Protocol, final
 
 from torch import Tensor
 
-from distloop.comm import World, together
+from distloop.comm import World, at_root
 from distloop.report.metrics import Log, Logs, MetricsLog, NoLog, TensorBoardLog
 from distloop.report.terminal import Progress, Reporter, open_reporter
 from distloop.run_folder import RunFolder, save_weights
@@ -85,11 +85,15 @@ def open_outputs(
     """
     made: RunFolder | None = None
     log: Log = NoLog()
-    with together(world.comm.control):
-        if world.rank == 0 and folder is not None:
+
+    def open_here() -> None:
+        nonlocal made, log
+        if folder is not None:
             made = folder()
             made.write_text("config.yaml", resolved)
             log = _log(made.path, metrics, options.logger)
+
+    at_root(world.comm.control, open_here)
     archive = Nowhere() if made is None else InFolder(made)
     with open_reporter(world.rank, options.progress, options.log_every) as reporter, closing(log):
         yield Outputs(reporter, log, archive)
