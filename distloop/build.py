@@ -61,7 +61,7 @@ def build(config: Config, world: World, given: Given) -> Job:
     threads = config.threads or world.threads
     torch.set_num_threads(threads)
     with together(control):
-        device = _device(config.device, world.local_rank)
+        device = pick_device(config.device, world.local_rank)
         data = _open(config, given)
     data = _count_classes(data, config, world)
     with together(control):
@@ -121,7 +121,8 @@ def _range(source: Source, world: World) -> tuple[int, int]:
     return source.target_range(mine.start, mine.stop)
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def pick_device(name: str, local_rank: int) -> torch.device:
+    """The device that ``name`` means on this rank. Raises ConfigError for one that cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

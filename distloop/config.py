@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 import docstring_parser
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from torch.optim import Optimizer
 
 from distloop.comm import at_root, together
@@ -113,30 +114,37 @@ class Config:
 assert get_type_hints(Config)["strategy"].__args__ == NAMES
 
 
-def make_parser(prog: str, description: str) -> ArgumentParser:
-    """A parser with an option for every field of ``Config``; its help is the field's docstring."""
+def make_parser(prog: str, description: str, schema: type[Any] = Config) -> ArgumentParser:
+    """A parser with an option for every field of the dataclass ``schema``; its help is the field's docstring."""
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="A configuration file; options after it override its keys")
-    helps = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(Config).params}
-    hints = get_type_hints(Config)
-    for entry in fields(Config):
-        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        option = "--" + entry.name.replace("_", "-")
+    helps = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(schema).params}
+    hints = get_type_hints(schema)
+    for entry in fields(schema):
         text = " ".join((helps[entry.name] or "").split())
-        parser.add_argument(option, type=hints[entry.name], default=default, help=text)
+        if entry.default is MISSING and entry.default_factory is MISSING:
+            parser.add_argument(entry.name, type=hints[entry.name], help=text)
+            continue
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        parser.add_argument("--" + entry.name.replace("_", "-"), type=hints[entry.name], default=default, help=text)
     return parser
 
 
+Schema = TypeVar("Schema")
+
+
 @dataclass(frozen=True)
-class Parsed:
+class Parsed(Generic[Schema]):
     """What the command line came to: a configuration, also as text; or none, and a code to exit with at once."""
 
-    config: Config | None
+    config: Schema | None
     resolved: str
     code: int
 
 
-def parse_together(parser: ArgumentParser, arguments: Sequence[str], control: MPI.Intracomm) -> Parsed:
+def parse_together(
+    parser: ArgumentParser, arguments: Sequence[str], control: MPI.Intracomm, schema: type[Schema]
+) -> Parsed[Schema]:
     """Rank 0 parses and prints, the others take its resolved text. Collective.
 
     Raises ConfigError on all ranks for what cannot be parsed, or values that no run can have.
@@ -145,7 +153,7 @@ def parse_together(parser: ArgumentParser, arguments: Sequence[str], control: MP
     if not resolved:
         return Parsed(None, resolved, code)
     with together(control):
-        return Parsed(_instantiate(parser, resolved), resolved, code)
+        return Parsed(_instantiate(parser, resolved, schema), resolved, code)
 
 
 def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[str, int]:
@@ -158,16 +166,32 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[str, int]:
         raise ConfigError(f"{_compact(error)}\nSee --help for all options") from error
 
 
-def _instantiate(parser: ArgumentParser, resolved: str) -> Config:
+def _instantiate(parser: ArgumentParser, resolved: str, schema: type[Schema]) -> Schema:
     try:
         namespace = parser.parse_string(resolved)
-        arguments = namespace.optimizer.get("init_args")
-        if arguments is not None and "fused" in arguments and arguments.fused is None and not arguments.get("foreach"):
-            arguments.fused = True
+        _fuse(namespace)
         made = parser.instantiate(namespace)
     except Exception as error:
         raise ConfigError(_compact(error)) from error
-    return Config(**{entry.name: made[entry.name] for entry in fields(Config)})
+    return schema(**{name: made[name] for name in get_type_hints(schema)})
+
+
+def read_config(path: Path) -> Config:
+    """The configuration that a run has saved. Raises ConfigError where it is none."""
+    try:
+        resolved = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}). Expected a run's folder, with its config.yaml"
+        ) from error
+    return _instantiate(make_parser("distloop", "", Config), resolved, Config)
+
+
+def _fuse(namespace: Namespace) -> None:
+    """Fused optimizers, one pass over memory, wherever torch has them and nobody said otherwise."""
+    arguments = namespace.optimizer.get("init_args") if "optimizer" in namespace else None
+    if arguments is not None and "fused" in arguments and arguments.fused is None and not arguments.get("foreach"):
+        arguments.fused = True
 
 
 def _compact(error: Exception) -> str:
@@ -177,7 +201,8 @@ def _compact(error: Exception) -> str:
 def as_yaml(config: Config) -> str:
     """For configurations made in Python; objects are written as their names."""
     plain = {name: value if _is_plain(value) else repr(value) for name, value in asdict(config).items()}
-    return yaml.safe_dump(plain, sort_keys=False)
+    text: str = yaml.safe_dump(plain, sort_keys=False)
+    return text
 
 
 def _is_plain(value: Any) -> bool:

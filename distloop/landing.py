@@ -23,6 +23,7 @@ class Landing:
         self._everything = bytes([1] * len(places))
         self._landed = bytearray(len(places))
         self.used = self._everything
+        self.scale = 1.0  # of what lands: a rank's share of the global batch, where a loss is a mean over its own rows
         self._handles: list[Any] = [
             parameter.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self.parameters)
@@ -35,6 +36,8 @@ class Landing:
             gradient = parameter.grad
             assert gradient is not None
             dense = gradient.to_dense() if gradient.is_sparse else gradient
+            if self.scale != 1.0:
+                dense = dense.to(view.dtype) * self.scale
             view.add_(dense) if landed[index] else view.copy_(dense)
             landed[index] = 1
             parameter.grad = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from distloop.ownership import Ownership
 from distloop.partition import Partition
 from distloop.placement import Placed, Placement
 from distloop.replicas import Buffers, check_same_model, same_start
-from distloop.tasks.task import Loss
+
+if TYPE_CHECKING:
+    from distloop.tasks.task import Loss
 
 MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 
@@ -126,6 +128,11 @@ class Learner:
         if loss.total.requires_grad:
             torch.autograd.backward(loss.total / loss.divisor, inputs=self.landing.parameters)
         self._pending.add(loss)
+        return self._pending
+
+    def gathered(self, weight: float, divisor: float) -> Gradients:
+        """The step's gradients where somebody else called backward, with the loss's scale in ``landing.scale``."""
+        self._pending.weight, self._pending.divisor = weight, divisor
         return self._pending
 
     def reduce_to_owner(self, gradients: Gradients) -> Iterator[Part]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distloop.learner import Gradients, Learner
-from distloop.tasks.task import Minibatch, Task
+
+if TYPE_CHECKING:
+    from distloop.tasks.task import Minibatch, Task
 
 
 @dataclass

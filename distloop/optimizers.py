@@ -26,8 +26,11 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 
 def cuts_allowed(make_optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:
     """Whether the optimizer is known to be elementwise. Of others (Adafactor, Muon, a user's own) whole
-    parameters are owned, since they may look at rows, columns or norms.
+    parameters are owned, since they may look at rows, columns or norms. One that is made already names its ``kind``.
     """
+    kind = getattr(make_optimizer, "kind", None)
+    if kind is not None:
+        return kind in ELEMENTWISE
     try:
         sample = make_optimizer([("sample", torch.zeros(2, 2))])
     except (TypeError, ValueError, RuntimeError) as error:

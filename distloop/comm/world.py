@@ -8,7 +8,10 @@ import time
 import traceback
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import TracebackType
+
+import numpy as np
 
 from distloop.comm.agree import exchange
 from distloop.comm.counted import CountedComm
@@ -66,6 +69,36 @@ class World:
     def size(self) -> int:
         """The number of ranks."""
         return self.comm.size
+
+    def say(self, text: str) -> None:
+        """One line to the standard output, from rank 0."""
+        if self.rank == 0:
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
+
+    def write_in_order(self, path: Path, text: str) -> None:
+        """A file of every rank's ``text``, in order of rank: written by rank 0, which receives one after another.
+
+        Collective. Written aside and renamed; no shared file system is needed.
+        """
+        if self.rank:
+            data = np.frombuffer(text.encode(), dtype=np.uint8)
+            self.comm.control.Send(np.array([data.size], dtype=np.int64), 0)
+            self.comm.control.Send(data, 0)
+        else:
+            aside = path.with_name(path.name + ".part")
+            with aside.open("wb") as file:
+                file.write(text.encode())
+                for rank in range(1, self.size):
+                    length = np.empty(1, dtype=np.int64)
+                    self.comm.control.Recv(length, rank)
+                    data = np.empty(int(length[0]), dtype=np.uint8)
+                    self.comm.control.Recv(data, rank)
+                    file.write(data.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        self.comm.control.Barrier()
 
     def say_once(self, text: str) -> None:
         """One line to the standard error, from rank 0; nobody goes on before it is out. Collective."""

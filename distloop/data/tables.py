@@ -41,6 +41,12 @@ def open_table(
     return ArraySource(_narrowed(inputs), targets, task=task, name=str(path))
 
 
+def table_inputs(path: Path, columns: int) -> npt.NDArray[np.float32] | None:
+    """All columns of a table that has exactly so many, all of them inputs; None for any other."""
+    layout = layout_of(path, None, text_target=False)
+    return _narrowed(_load(layout)) if layout.width == columns else None
+
+
 def _with_named_classes(layout: Layout, task: Task, class_names: tuple[str, ...] | None) -> ArraySource:
     if task == "regression":
         raise DataError(
