@@ -16,10 +16,13 @@ from distloop.errors import ConfigError, DataError
 from distloop.imports import is_import_path, made_by, named
 from distloop.learner import Learner
 from distloop.models import build_model
+from distloop.optimizers import made
 from distloop.partition import Partition
 from distloop.schedules import build_schedule
 from distloop.strategies import strategy
 from distloop.tasks import Shard, Supervised, goal_of
+
+DEFAULT_EPOCHS = 10
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Job:
         """Optimizer steps that the run will take, if nothing stops it."""
         return total_steps(self.config, self.task)
 
+    @property
+    def rounds(self) -> int:
+        """Epochs that the run will begin."""
+        return -(-self.total_steps // self.task.steps_per_round)
+
     def describe(self) -> str:
         """The start line."""
         config, world = self.config, self.world
@@ -71,17 +79,18 @@ def build(config: Config, world: World, given: Given) -> Job:
         loader = Loader(data.train, config.workers, seed=key_of(config.seed, world.rank))
         task = _task(config, data, Shard(world.rank, world.size), device, loader)
         task.check(module)
-    learner = Learner(
-        module, *strategy(config.strategy, world.comm), config.optimizer, _schedule(config, task), config.clip
-    )
+        schedule = _schedule(config, task)
+    learner = Learner(module, *strategy(config.strategy, world.comm), config.optimizer, schedule, config.clip)
     torch.manual_seed(key_of(config.seed, world.rank, world.size) % 2**63)  # each rank drops out other units
     return Job(world, config, data, task, learner, loader, device, threads)
 
 
 def total_steps(config: Config, task: Supervised) -> int:
-    """Epochs in steps, or --steps if that is less."""
-    steps = config.epochs * task.steps_per_round
-    return steps if config.steps is None else min(steps, config.steps)
+    """What --epochs or --steps ask for; the lesser of both, where both are given."""
+    asked = [] if config.steps is None else [config.steps]
+    if config.epochs is not None or not asked:
+        asked.append((DEFAULT_EPOCHS if config.epochs is None else config.epochs) * task.steps_per_round)
+    return min(asked)
 
 
 def _open(config: Config, given: Given) -> Data:
@@ -168,5 +177,8 @@ def _loss(config: Config) -> Any:
 
 
 def _schedule(config: Config, task: Supervised) -> Any:
+    """What makes the schedule, tried on an optimizer of nothing: a wrong one is refused before anything runs."""
     steps = total_steps(config, task)
-    return partial(build_schedule, config.schedule, config.schedule_args, config.warmup_steps, steps)
+    make = partial(build_schedule, config.schedule, config.schedule_args, config.warmup_steps, steps)
+    make(made(config.optimizer, [("sample", torch.zeros(2, 2))]))
+    return make

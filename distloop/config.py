@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from distloop.comm import at_root, together
 from distloop.comm.mpi import MPI
 from distloop.errors import ConfigError
+from distloop.parsing import explained, new_parser, normalised, option_of
 from distloop.strategies import NAMES
 
 # jsonargparse shows and checks this type; what torch's optimizers take includes named tensors.
@@ -58,7 +59,8 @@ class Config:
     """Arguments of the loss's class, such as --loss-args.label_smoothing 0.1"""
     optimizer: MakeOptimizer = field(default_factory=_adam)  # type: ignore[assignment]
     """Any torch.optim class by name, or any other by import path; its arguments follow it: --optimizer SGD
-    --optimizer.lr 0.1 --optimizer.momentum 0.9 (fused where torch has it, unless --optimizer.fused false)"""
+    --optimizer.lr 0.1 --optimizer.momentum 0.9 (default: Adam, lr 0.003; fused where torch has it, unless
+    --optimizer.fused false); --optimizer.help SGD shows them all"""
     schedule: str = "cosine"
     """Learning rate over the steps: cosine or linear (down to 0 at the end), constant, or an import path to a torch
     LRScheduler"""
@@ -66,10 +68,10 @@ class Config:
     """Arguments of a scheduler given by import path, such as --schedule-args.step_size 100"""
     warmup_steps: int = 0
     """Steps over which the learning rate first rises to its full height"""
-    epochs: int = 10
-    """Passes over the data"""
+    epochs: int | None = None
+    """Passes over the data (default: 10, unless --steps says when to stop)"""
     steps: int | None = None
-    """Stop after this many optimizer steps, even in mid-epoch"""
+    """Stop after this many optimizer steps, even in mid-epoch; with --epochs, after whichever comes first"""
     batch_size: int | Literal["all"] = 32
     """Rows of a step over all ranks: 1 (stochastic), 32 (mini-batch), all (batch gradient descent)"""
     accumulate: int = 1
@@ -116,17 +118,19 @@ assert get_type_hints(Config)["strategy"].__args__ == NAMES
 
 def make_parser(prog: str, description: str, schema: type[Any] = Config) -> ArgumentParser:
     """A parser with an option for every field of the dataclass ``schema``; its help is the field's docstring."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    required = [entry.name for entry in fields(schema) if MISSING is entry.default is entry.default_factory]
+    parser = new_parser(prog, description, required)
     parser.add_argument("--config", action="config", help="A configuration file; options after it override its keys")
     helps = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(schema).params}
     hints = get_type_hints(schema)
     for entry in fields(schema):
         text = " ".join((helps[entry.name] or "").split())
-        if entry.default is MISSING and entry.default_factory is MISSING:
+        if entry.name in required:
             parser.add_argument(entry.name, type=hints[entry.name], help=text)
             continue
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        parser.add_argument("--" + entry.name.replace("_", "-"), type=hints[entry.name], default=default, help=text)
+        action = parser.add_argument(option_of(entry.name), type=hints[entry.name], default=default, help=text)
+        action.sub_add_kwargs = {"fail_untyped": False}  # a user's own class need not say the types of its arguments
     return parser
 
 
@@ -149,30 +153,30 @@ def parse_together(
 
     Raises ConfigError on all ranks for what cannot be parsed, or values that no run can have.
     """
-    resolved, code = at_root(control, lambda: _parse(parser, arguments))
+    resolved, code = at_root(control, lambda: _parse(parser, arguments, schema))
     if not resolved:
         return Parsed(None, resolved, code)
     with together(control):
         return Parsed(_instantiate(parser, resolved, schema), resolved, code)
 
 
-def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[str, int]:
+def _parse(parser: ArgumentParser, arguments: Sequence[str], schema: type[Any]) -> tuple[str, int]:
     try:
-        resolved: str = parser.dump(parser.parse_args(list(arguments)))
+        namespace = parser.parse_args(normalised(arguments, schema))
+        _fuse(namespace)
+        resolved: str = parser.dump(namespace, skip_unset=False)
         return resolved, 0
     except SystemExit as stop:  # --help and --print_config
         return "", int(stop.code or 0)
     except Exception as error:
-        raise ConfigError(f"{_compact(error)}\nSee --help for all options") from error
+        raise ConfigError(f"{explained(error, schema)}\nAll options: --help") from error
 
 
 def _instantiate(parser: ArgumentParser, resolved: str, schema: type[Schema]) -> Schema:
     try:
-        namespace = parser.parse_string(resolved)
-        _fuse(namespace)
-        made = parser.instantiate(namespace)
+        made = parser.instantiate(parser.parse_string(resolved))
     except Exception as error:
-        raise ConfigError(_compact(error)) from error
+        raise ConfigError(explained(error, schema)) from error
     return schema(**{name: made[name] for name in get_type_hints(schema)})
 
 
@@ -192,10 +196,6 @@ def _fuse(namespace: Namespace) -> None:
     arguments = namespace.optimizer.get("init_args") if "optimizer" in namespace else None
     if arguments is not None and "fused" in arguments and arguments.fused is None and not arguments.get("foreach"):
         arguments.fused = True
-
-
-def _compact(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def as_yaml(config: Config) -> str:

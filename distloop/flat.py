@@ -51,6 +51,7 @@ class Flat:
             view = self.parameters[slot.start : slot.stop].view(slot.shape)
             view.copy_(slot.parameter.detach())
             slot.parameter.data = view
+            slot.parameter.grad = None  # one from before would be added to the first that lands
 
     @property
     def boundaries(self) -> list[int]:

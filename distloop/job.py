@@ -77,18 +77,20 @@ class Run:
         self.job, self.reporter, self.log, self.archive = job, outputs.reporter, outputs.log, outputs.archive
         self.progress, self.clock = Progress(), Clock()
         self.train_loss, self.validation = math.nan, dict[str, float]()
+        self.epoch_loss = EpochLoss()
         self.began = time.perf_counter()
         self.start = job.world.comm.sent.copy()
 
     def train(self) -> dict[str, Any]:
         """Until the end, or until the loss is not finite; what was learned is saved either way. Returns the summary."""
         job = self.job
-        plan = Plan(job.config.epochs, job.total_steps)
+        plan = Plan(job.rounds, job.total_steps)
         self.reporter.start(job.describe(), plan)
         try:
             for _ in self._epochs():
                 self._end_of_epoch()
         except NotFiniteError as error:
+            self.train_loss = self.epoch_loss.mean
             self._save(str(error))
             raise
         return self._save(None)
@@ -96,20 +98,20 @@ class Run:
     def _epochs(self) -> Iterator[None]:
         """The loop; yields when an epoch, or the whole run in mid-epoch, has ended."""
         job, progress, last = self.job, self.progress, self.job.total_steps
-        every, epoch, seen = job.config.log_every, EpochLoss(), 0
+        every, seen = job.config.log_every, 0
         learners = {"model": job.learner}
         self.clock.start()
-        for _ in loop.train(job.task, learners, job.config.epochs, progress):
+        for _ in loop.train(job.task, learners, job.rounds, progress):
             if progress.position:
                 self.clock.stop()
-                epoch.add(progress, progress.samples - seen)
+                self.epoch_loss.add(progress, progress.samples - seen)
                 seen = progress.samples
                 self.reporter.step(progress.round + 1, progress.step, progress.samples, progress.loss)
                 if every and progress.step % every == 0:
                     self.log.write("step", self._row(progress.loss))
                 if progress.step < last or progress.position == job.task.steps_per_round:
                     continue
-            self.train_loss, epoch = epoch.mean, EpochLoss()
+            self.train_loss, self.epoch_loss = self.epoch_loss.mean, EpochLoss()
             yield
             if progress.step >= last:
                 return
@@ -118,9 +120,12 @@ class Run:
     def _end_of_epoch(self) -> None:
         job = self.job
         self.validation = evaluate(job.task, {"model": job.learner}, job.data.validation, job.world.comm.control)
-        row = self._row(self.train_loss) | {f"validation_{name}": value for name, value in self.validation.items()}
+        row = self._row(self.train_loss) | self._named_validation()
         self.log.write("epoch", row)
         self.reporter.epoch(row)
+
+    def _named_validation(self) -> dict[str, float]:
+        return {f"validation_{name}": value for name, value in self.validation.items()}
 
     def _row(self, train_loss: float) -> dict[str, float | int]:
         progress = self.progress
@@ -143,7 +148,7 @@ class Run:
         sent = exchange(self.job.world.comm.control, (self.job.world.comm.sent - self.start).messages)
         self.reporter.finish(
             Summary(
-                Learned(summary["parameters"], self.train_loss, self.validation, summary["weights_sha256"]),
+                Learned(summary["parameters"], self.train_loss, self._named_validation(), summary["weights_sha256"]),
                 Fast(summary["seconds"], summary["samples_per_second"], self.progress.step, summary["step_seconds"]),
                 Sent(tuple(summary["sent_bytes_per_rank"]), sum(sent)),
                 self.archive.path or Path(),

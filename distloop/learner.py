@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from distloop.comm.mpi import MPI
 from distloop.errors import NotFiniteError
 from distloop.flat import Flat, flatten
 from distloop.landing import Landing
-from distloop.optimizers import cuts_allowed
+from distloop.optimizers import MakeOptimizer, cuts_allowed, made
 from distloop.ownership import Ownership
 from distloop.partition import Partition
 from distloop.placement import Placed, Placement
@@ -24,8 +24,6 @@ from distloop.replicas import Buffers, check_same_model, same_start
 
 if TYPE_CHECKING:
     from distloop.tasks.task import Loss
-
-MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 
 
 class Schedule(Protocol):
@@ -64,7 +62,10 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Piece:
-    """What this rank owns of one parameter: a whole one keeps its shape, a cut one is 1-D."""
+    """What this rank owns of one parameter: a whole one keeps its shape, a cut one only its number of dimensions.
+
+    So a rule such as "weight decay for matrices only", which looks at that number, holds for both.
+    """
 
     name: str
     parameter: Tensor
@@ -113,7 +114,8 @@ class Learner:
         self.landing = Landing(self.flats)
         self.parts = list(_parts(self.flats, ownership, placement, anywhere))
         pieces = [(piece.name, piece.parameter) for part in self.parts for piece in part.pieces]
-        self.optimizer = make_optimizer(pieces or [("nothing", torch.empty(0))])
+        with together(self.control):
+            self.optimizer = made(make_optimizer, pieces)
         self.schedule = make_schedule(self.optimizer)
         self.buffers = Buffers(module, ownership.collective)
         self.steps, self.norm = 0, math.nan
@@ -169,8 +171,7 @@ class Learner:
                 part.placed.spread()
         self.buffers.average(self._pending.weight)
         self.schedule.step()
-        self.landing.clear()
-        self._pending = Gradients()
+        self._forget()
         self.steps += 1
 
     def release(self) -> None:
@@ -178,6 +179,11 @@ class Learner:
         self.landing.remove()
         for flat in self.flats:
             flat.release()
+
+    def _forget(self) -> None:
+        """The next gradients are the first of a new step."""
+        self.landing.clear()
+        self._pending = Gradients()
 
     def _agree_on_step(self, gradients: Gradients) -> float:
         """What every rank must know before it changes anything: weight, loss, and who lacks which gradient.
@@ -197,6 +203,7 @@ class Learner:
         return gradients.divisor / weight if weight else 0.0
 
     def _raise_not_finite(self, total: float) -> None:
+        self._forget()
         totals = exchange(self.control, repr(total))
         bad = [f"rank {rank}: {text}" for rank, text in enumerate(totals) if not math.isfinite(float(text))]
         error = NotFiniteError(
@@ -251,5 +258,9 @@ def _pieces(flat: Flat, placed: Placed, first: int) -> Iterator[Piece]:
         if start >= stop:
             continue
         here = slice(start - origin, stop - origin)
-        shape = slot.shape if stop - start == slot.stop - slot.start else torch.Size([stop - start])
+        whole = stop - start == slot.stop - slot.start
+        shape = slot.shape if whole else torch.Size([1] * (len(slot.shape) - 1) + [stop - start])
         yield Piece(slot.name, placed.parameters[here].view(shape), placed.gradients[here].view(shape), index)
+
+
+__all__ = ["ConstantRate", "Gradients", "Learner", "MakeOptimizer", "Part", "Piece", "Schedule"]

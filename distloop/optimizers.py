@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distloop.errors import ConfigError
 
@@ -24,17 +25,30 @@ ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
 )
 
 
-def cuts_allowed(make_optimizer: Callable[[Any], torch.optim.Optimizer]) -> bool:
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
+
+
+def made(make_optimizer: MakeOptimizer, named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
+    """The optimizer of these tensors; a rank that owns none gets one of a matrix without elements.
+
+    Raises ConfigError where torch refuses the arguments, or a tensor (Muon takes matrices only).
+    """
+    try:
+        return make_optimizer(named or [("nothing", torch.empty(0, 0))])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the optimizer cannot be made: {error}. Expected arguments and parameters that it takes"
+        ) from error
+
+
+def cuts_allowed(make_optimizer: MakeOptimizer) -> bool:
     """Whether the optimizer is known to be elementwise. Of others (Adafactor, Muon, a user's own) whole
     parameters are owned, since they may look at rows, columns or norms. One that is made already names its ``kind``.
     """
     kind = getattr(make_optimizer, "kind", None)
     if kind is not None:
         return kind in ELEMENTWISE
-    try:
-        sample = make_optimizer([("sample", torch.zeros(2, 2))])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"the optimizer cannot be made: {error}. Expected arguments that it takes") from error
+    sample = made(make_optimizer, [("sample", torch.zeros(2, 2))])
     if isinstance(sample, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise ConfigError(
             f"optimizer {type(sample).__name__} cannot be used: LBFGS evaluates the loss several times a step, and "

@@ -82,16 +82,17 @@ class Buffers:
         """Make them equal. ``weight``: of this rank's rows."""
         if not self._pending:
             return
-        tensors = self._tensors()
+        tensors = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in self._tensors()]
         self._mean([tensor for tensor in tensors if tensor.is_floating_point()], weight)
         self._maximum([tensor for tensor in tensors if not tensor.is_floating_point()])
         self._seen = self._versions()
 
     def _mean(self, tensors: list[Tensor], weight: float) -> None:
-        if not tensors or not self._weight:
+        if not tensors:
             return
+        share = weight / self._weight if self._weight else 1 / self._collective.world_size
         packed = torch.cat([tensor.detach().reshape(-1).to("cpu", torch.float64) for tensor in tensors])
-        packed = packed * (weight / self._weight) if weight else torch.zeros_like(packed)
+        packed = packed * share if share else torch.zeros_like(packed)
         self._collective.all_reduce(packed)
         _unpack(packed, tensors)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from distloop.errors import ConfigError
 from distloop.imports import is_import_path, made_by
@@ -42,7 +42,14 @@ def _main(name: str, arguments: dict[str, Any], steps: int, optimizer: torch.opt
         raise ConfigError(
             f"schedule={name}: expected {', '.join(BUILT_IN)}, or an import path, as torch.optim.lr_scheduler.StepLR"
         )
-    made = made_by(name, "schedule", optimizer=optimizer, **arguments)
-    if not isinstance(made, LRScheduler):
-        raise ConfigError(f"schedule={name} gives a {type(made).__name__}; expected a torch LRScheduler")
+    try:
+        made = made_by(name, "schedule", optimizer=optimizer, **arguments)
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"schedule={name} cannot be made: {error}. Expected arguments that it takes: --schedule-args.NAME VALUE"
+        ) from error
+    if not isinstance(made, LRScheduler) or isinstance(made, ReduceLROnPlateau):
+        raise ConfigError(
+            f"schedule={name} gives a {type(made).__name__}; expected a torch LRScheduler that steps by itself"
+        )
     return made

@@ -20,6 +20,7 @@ def run_verb(body: Callable[[World, Sequence[str]], int]) -> int:
     """
     try:
         from distloop.comm import World
+        from distloop.comm.world import end_job
 
         world = World.start()
     except ConfigError as error:
@@ -31,11 +32,18 @@ def run_verb(body: Callable[[World, Sequence[str]], int]) -> int:
             raise
         world.say_once(f"distloop: error: {error}")
         return 2 if isinstance(error, UserError) else 1
+    except (KeyboardInterrupt, SystemExit) as stop:  # of which Python itself would end this rank alone
+        if world.size > 1:
+            end_job(world.comm, stop)
+        if isinstance(stop, SystemExit):
+            raise
+        world.say_once("\ndistloop: interrupted")
+        return 130
 
 
 def _launch_failed(error: ConfigError) -> int:
     """Without MPI the launcher's variables tell who may speak."""
-    rank = next((os.environ[name] for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK") if name in os.environ), "0")
-    if rank == "0":
+    names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    if next((os.environ[name] for name in names if name in os.environ), "0") == "0":
         os.write(2, f"distloop: error: {error}\n".encode())
     return 2

@@ -9,13 +9,12 @@ import traceback
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
 from distloop.comm.agree import exchange
 from distloop.comm.counted import CountedComm
-from distloop.comm.mpi import MPI, check_launcher, launcher_of, library_name
+from distloop.comm.mpi import MPI, check_initialised, check_launcher, launcher_of, library_name
 from distloop.errors import UserError
 
 
@@ -39,11 +38,12 @@ class World:
 
         From then on an unhandled exception on one rank ends the whole job with that rank's traceback.
         """
+        check_initialised()
         launcher, launched = launcher_of(os.environ)
         check_launcher(launcher, launched, MPI.get_vendor()[0], MPI.COMM_WORLD.size)
         comm = CountedComm(MPI.COMM_WORLD)
         if comm.size > 1:
-            sys.excepthook = lambda kind, error, trace: end_job(comm, kind, error, trace)
+            sys.excepthook = lambda kind, error, trace: end_job(comm, error)
         local = comm.control.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
         leaders = exchange(comm.control, exchange(local, comm.rank)[0])
         masks = exchange(local, sorted(os.sched_getaffinity(0)))
@@ -121,18 +121,26 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def end_job(comm: MPI.Intracomm, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def end_job(comm: MPI.Intracomm, error: BaseException) -> None:
     """Say what happened on this rank, then end every rank: no other way stops those that wait in MPI.
 
     Where all ranks fail alike, the lowest one speaks: it is given a quarter of a second before the next one.
     """
     time.sleep(min(comm.rank, 6) / 4)
-    if issubclass(kind, KeyboardInterrupt):
-        text, code = "interrupted", 130
-    elif issubclass(kind, UserError):
-        text, code = f"{kind.__name__}: {error}", 2
-    else:
-        text, code = "".join(traceback.format_exception(kind, error, trace)), 1
+    text, code = _last_words(error)
     sys.stdout.flush()
     os.write(2, f"\ndistloop: rank {comm.rank} of {comm.size} on {MPI.Get_processor_name()}: {text}\n".encode())
     comm.Abort(code)
+
+
+def _last_words(error: BaseException) -> tuple[str, int]:
+    """What to say of an error, and the code to exit with, which is never 0."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        said = f" ({error.code})" if isinstance(error.code, str) else ""
+        return f"sys.exit was called while the other ranks go on{said}", code % 256 or 1
+    return "".join(traceback.format_exception(error)).rstrip(), 1

@@ -27,8 +27,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 def batches(
     source: Source, index_batches: Iterable[Positions], workers: int = 0, method: Method = "forkserver"
 ) -> Iterator[Batch]:
-    """``source.rows(indices)`` for each of ``index_batches``, in order; see `Loader` to keep "
-    "workers for several rounds."""
+    """``source.rows(indices)`` for each of ``index_batches``, in order; `Loader` keeps workers for several rounds."""
     with Loader(source, workers, method) as loader:
         yield from loader.batches(index_batches)
 

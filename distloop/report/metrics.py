@@ -94,8 +94,7 @@ class MetricsLog(Log):
         strangers = [name for name in row if name not in self.columns]
         if strangers:
             raise ConfigError(
-                f"a row of metrics holds {', '.join(strangers)}; the columns of this run are "
-                f"{', '.join(self.columns)}. Name every metric when the log is made"
+                f"metrics {', '.join(strangers)} are no columns of this log; expected them in ``metrics``"
             )
         values = {"kind": kind, **{name: _simple(value) for name, value in row.items()}}
         finite = {name: value if _is_finite(value) else None for name, value in values.items()}

@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol, final
 
 from torch import Tensor
 
 from distloop.comm import World, at_root
+from distloop.errors import ConfigError
 from distloop.report.metrics import Log, Logs, MetricsLog, NoLog, TensorBoardLog
 from distloop.report.terminal import Progress, Reporter, open_reporter
 from distloop.run_folder import RunFolder, save_weights
@@ -47,7 +50,14 @@ class InFolder(Archive):
     def save(self, state: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
         """Both written aside and renamed."""
         save_weights(self._folder.path, state)
-        self._folder.write_json("summary.json", summary)
+        self._folder.write_json("summary.json", _finite(summary))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither nan nor infinity: null stands for both."""
+    if isinstance(value, Mapping):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 class Options(Protocol):
@@ -89,16 +99,28 @@ def open_outputs(
     def open_here() -> None:
         nonlocal made, log
         if folder is not None:
+            require_logger(options.logger)
             made = folder()
             made.write_text("config.yaml", resolved)
             log = _log(made.path, metrics, options.logger)
 
-    at_root(world.comm.control, open_here)
-    archive = Nowhere() if made is None else InFolder(made)
-    with open_reporter(world.rank, options.progress, options.log_every) as reporter, closing(log):
-        yield Outputs(reporter, log, archive)
-    if made is not None:
-        made.close()
+    try:
+        at_root(world.comm.control, open_here)
+        archive = Nowhere() if made is None else InFolder(made)
+        with open_reporter(world.rank, options.progress, options.log_every) as reporter, closing(log):
+            yield Outputs(reporter, log, archive)
+    finally:
+        if made is not None:
+            made.close()
+
+
+def require_logger(name: str) -> None:
+    """Raise ConfigError, before there is a folder, for a logger that is not installed."""
+    if name == "tensorboard" and find_spec("tensorboard") is None:
+        raise ConfigError(
+            "--logger tensorboard: the package tensorboard is not installed. pip install 'distloop[tensorboard]', or "
+            "do without: metrics.jsonl and metrics.csv hold the same numbers"
+        )
 
 
 def _log(path: Path, metrics: Sequence[str], logger: str) -> Log:

@@ -27,6 +27,7 @@ class Learned:
     def rows(self) -> Rows:
         """Return labels and values in the order in which they are shown."""
         shown = [(name.replace("_", " "), number(value)) for name, value in self.validation.items()]
+        shown = shown or [("validation", "none, no rows are held out")]
         shown += [("train loss", number(self.train_loss)), ("parameters", f"{self.parameters:,}")]
         return shown + ([("weights", f"sha256 {self.weights_sha256[:16]}")] if self.weights_sha256 else [])
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distloop.errors import ConfigError
 from distloop.tasks.task import Loss
 
 LossFunction = Callable[[Any, Any], Any]
+
+# Their mean is their sum over the number of targets; of others, the mean over rows is taken as it is.
+_SUMMABLE = (
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.CrossEntropyLoss,
+    nn.HuberLoss,
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.NLLLoss,
+    nn.SmoothL1Loss,
+)
 
 
 def summed(loss_function: LossFunction) -> Callable[[Any, Tensor], Loss]:
@@ -26,30 +38,38 @@ def summed(loss_function: LossFunction) -> Callable[[Any, Tensor], Loss]:
             f"loss {type(loss_function).__name__} has reduction='sum'. Expected 'mean' or 'none': the mean over the "
             "global batch is taken for you, at any number of ranks"
         )
-    if isinstance(loss_function, nn.CrossEntropyLoss | nn.NLLLoss):
-        return lambda outputs, targets: _class_loss(loss_function, outputs, targets)
+    if getattr(loss_function, "reduction", None) == "mean" and isinstance(loss_function, _SUMMABLE):
+        summing = copy(loss_function)
+        summing.reduction = "sum"
+        return lambda outputs, targets: Loss(summing(outputs, targets), _weight(summing, targets))
     return lambda outputs, targets: _as_loss(loss_function(outputs, targets), targets)
 
 
 def _as_loss(value: Any, targets: Tensor) -> Loss:
-    if isinstance(value, tuple):
-        total, weight = value
-        return Loss(total, float(weight))
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], Tensor) and value[0].ndim == 0:
+        return Loss(value[0], float(value[1]))
     if not isinstance(value, Tensor):
-        raise ConfigError(f"the loss returned a {type(value).__name__}. Expected a tensor, or a pair (sum, weight)")
+        given = (
+            f"({', '.join(type(part).__name__ for part in value)})"
+            if isinstance(value, tuple)
+            else type(value).__name__
+        )
+        raise ConfigError(
+            f"the loss returned {given}. Expected a tensor: the mean, or a value for each row or element; or a pair of "
+            "a sum, which is a tensor without dimensions, and its weight"
+        )
     if value.ndim == 0:
         return Loss(value * len(targets), float(len(targets)))
     return Loss(value.sum(), float(value.numel()))
 
 
-def _class_loss(loss_function: nn.CrossEntropyLoss | nn.NLLLoss, outputs: Tensor, targets: Tensor) -> Loss:
-    """What torch's own mean divides by: the sum of the weights of the classes that are not ignored."""
-    mean = loss_function(outputs, targets)
-    if targets.is_floating_point():
-        return Loss(mean * len(targets), float(len(targets)))
+def _weight(loss_function: nn.Module, targets: Tensor) -> float:
+    """What torch's own mean divides the sum by: targets, less the ignored ones, each as its class weighs."""
+    if not isinstance(loss_function, nn.CrossEntropyLoss | nn.NLLLoss):
+        return float(targets.numel())
+    if targets.is_floating_point():  # probabilities of classes: a row each
+        return float(len(targets))
     counted = targets != loss_function.ignore_index
     if loss_function.weight is None:
-        weight = float(counted.sum())
-    else:
-        weight = float(loss_function.weight[targets[counted]].sum())
-    return Loss(mean * weight if weight else torch.zeros_like(mean), weight)
+        return float(counted.sum())
+    return float(loss_function.weight[targets[counted]].sum())

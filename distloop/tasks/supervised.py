@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distloop.data import Loader, Permutation, Source, key_of
-from distloop.errors import ModelError
+from distloop.errors import ModelError, UserError
 from distloop.partition import Partition
 from distloop.tasks.goals import Goal, Sums
 from distloop.tasks.losses import LossFunction, summed
@@ -64,6 +67,7 @@ class Supervised(Task[Epoch]):
         self.source, self.shard, self.goal, self.batch_size = source, shard, goal, batch_size
         self.seed, self.accumulate, self.device = seed, accumulate, torch.device(device)
         self._loss = summed(loss_function or goal.loss)
+        self._loss_of_classes = isinstance(loss_function or goal.loss, torch.nn.CrossEntropyLoss | torch.nn.NLLLoss)
         self._bf16, self._loader = bf16, loader or Loader(source)
 
     @property
@@ -109,13 +113,13 @@ class Supervised(Task[Epoch]):
         if outputs is None:
             return Loss(torch.zeros(()), 0.0)
         with self._precision():
-            try:
-                return self._loss(*self.goal.arrange(outputs, targets))
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise ModelError(
-                    f"the loss does not take outputs {_shape(outputs)} with targets {_shape(targets)}: {error}. "
-                    "Expected a model and a loss for this data: see --model, --loss and --task"
-                ) from error
+            loss = self._loss(*self.goal.arrange(outputs, targets))
+        if torch.is_grad_enabled() and loss.weight and not loss.total.requires_grad:
+            raise ModelError(
+                "the loss does not depend on any parameter that is trained, so nothing can be learned. Expected one "
+                "that torch can differentiate: no item(), argmax() or detach() on its way, and not everything frozen"
+            )
+        return loss
 
     def measure(self, learners: Mapping[str, Learner], batches: Iterable[tuple[Tensor, Tensor]]) -> Sums:
         """Sums over these rows of the loss and of what the metrics need; the module is left in training mode."""
@@ -138,23 +142,42 @@ class Supervised(Task[Epoch]):
 
     def summary(self, sums: Sums) -> dict[str, float]:
         """Loss and metrics, from sums over all rows."""
-        return {"loss": sums["loss"] / sums["weight"]} | self.goal.summary(sums)
+        return {"loss": sums["loss"] / sums["weight"] if sums["weight"] else math.nan} | self.goal.summary(sums)
 
+    @torch.no_grad()
     def check(self, module: torch.nn.Module) -> None:
         """Try one row, before anything is trained. Raises ModelError if model, loss and data do not fit."""
         inputs, targets = self.source.rows(np.arange(1, dtype=np.int64))
         module.eval()
         try:
-            with torch.no_grad():
-                outputs = self._forward(module, inputs)
+            outputs = self._forward(module, inputs)
         except Exception as error:
             raise ModelError(
-                f"the model does not take a row of this data, inputs {_shape(inputs)}: {type(error).__name__}: "
-                f"{error}. Expected a model for inputs of that shape: see --model and --model-args"
+                f"the model does not take a row of this data, inputs {_shape(inputs)}: {_told(error)}. "
+                "Expected a model for inputs of that shape: see --model and --model-args"
             ) from error
         finally:
             module.train()
-        self.loss(outputs, targets.to(self.device))
+        self._check_outputs(outputs, targets.to(self.device))
+
+    def _check_outputs(self, outputs: Any, targets: Tensor) -> None:
+        try:
+            self.loss(outputs, targets)
+            self.goal.measure(outputs, targets)
+        except UserError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the loss does not take outputs {_shape(outputs)} with targets {_shape(targets)}: {_told(error)}. "
+                "Expected a model and a loss for this data: see --model, --loss and --task"
+            ) from error
+        spec = self.source.spec
+        given = self.goal.arrange(outputs, targets)[0].shape[-1]
+        if spec.target in ("class", "tokens") and self._loss_of_classes and given < spec.output_size:
+            raise ModelError(
+                f"the model gives {given} outputs, for data of {spec.output_size} classes. Expected one for each: a "
+                "model that is made by a class or function with an argument output_size is told how many"
+            )
 
     def _forward(self, module: torch.nn.Module, inputs: Tensor) -> Any:
         with self._precision():
@@ -166,3 +189,12 @@ class Supervised(Task[Epoch]):
 
 def _shape(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, and in which line of the user's own, if it was in one."""
+    ours = str(Path(__file__).parents[1])
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and not frame.filename.startswith(ours)]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{place}"

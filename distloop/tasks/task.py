@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,11 @@ class Minibatch:
     global_rows: int
     more: bool = False
     learner: str = "model"
+
+    @property
+    def expected_weight(self) -> int:
+        """The weight of the step's loss over all ranks, if every target of every row counts one."""
+        return self.global_rows * math.prod(self.targets.shape[1:])
 
 
 @dataclass
