@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 
 
@@ -16,6 +16,7 @@ class Partition:
     bounds: tuple[int, ...]
 
     @classmethod
+    @lru_cache(maxsize=256)
     def even(cls, length: int, parts: int) -> Partition:
         """Slices that differ by one element at most, the longer ones first."""
         share, rest = divmod(length, parts)

@@ -58,11 +58,11 @@ class Outcome:
 def run_all(ranks: int | None, jobs: dict[str, list[Any]], cwd: Path, **options: Any) -> dict[str, Outcome]:
     """Run them in the folder ``cwd``, which has the module mymodule of users_module.py."""
     (cwd / "mymodule.py").write_text(USERS_MODULE.read_text())
-    lines = {name: [*map(str, given), "--run-dir", name] for name, given in jobs.items()}
+    lines = {name: [*map(str, given), "--run-dir", f"runs/{name}"] for name, given in jobs.items()}
     (cwd / "jobs.json").write_text(json.dumps(lines))
     done = mpirun(ranks, "-m", "tests.main_jobs", "jobs.json", cwd=cwd, **options).check()
     outs, errs = (dict(_parts(stream)) for stream in (done.stdout, done.stderr))
-    return {name: Outcome(outs[name][0], outs[name][1], errs[name][1], cwd / name) for name in jobs}
+    return {name: Outcome(outs[name][0], outs[name][1], errs[name][1], cwd / "runs" / name) for name in jobs}
 
 
 def _parts(stream: str) -> Any:

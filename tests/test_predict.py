@@ -12,7 +12,7 @@ import pytest
 from distloop.data import open_data
 from tests.launching import Launcher
 
-TRAIN = ("-m", "distloop.train", "--epochs", "2", "--model", "linear", "--progress", "off")
+TRAIN = ("-m", "distloop.train", "--epochs", "5", "--model", "linear", "--progress", "off")
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def write_files(folder: Path) -> None:
 
 JOBS = {
     "idx": [*SMALL, "--data", "idx"],
-    "idx-gz-run": [*SMALL, "--data", "idx-gz", "--model", "mlp"],
+    "idx-gz": [*SMALL, "--data", "idx-gz", "--model", "mlp"],
     "csv": [*SMALL, "--data", "classes.csv"],
     "numbers": [*SMALL, "--data", "numbers.csv", "--target", "1", "--loss", "torch.nn.L1Loss"],
     "npz": [*SMALL, "--data", "arrays.npz", "--model", "auto"],
@@ -73,7 +73,7 @@ def test_it_runs(outcomes, name):
 def test_idx_folders_have_their_own_test_part(outcomes):
     assert outcomes["idx"].summary["inputs"] == {"shape": [1, 5, 5], "dtype": "float32"}
     assert outcomes["idx"].summary["outputs"]["classes"] == 3
-    assert set(outcomes["idx-gz-run"].summary["validation"]) == {"loss", "accuracy"}
+    assert set(outcomes["idx-gz"].summary["validation"]) == {"loss", "accuracy"}
 
 
 def test_a_table_of_text_and_one_of_numbers(outcomes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -12,6 +13,17 @@ from distloop.comm.mpi import MPI
 from distloop.partition import Partition
 
 SEGMENT_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Route:
+    """The segments of one half in the order in which they travel: what is sent first, then what arrives.
+
+    Of each arriving segment the route says whether it goes on to the right.
+    """
+
+    first: list[slice]
+    arriving: list[tuple[slice, bool]]
 
 
 @final
@@ -29,6 +41,8 @@ class Ring(Collective):
         super().__init__(comm)
         self.segment_bytes = segment_bytes
         self.right, self.left = (self.rank + 1) % self.world_size, (self.rank - 1) % self.world_size
+        self._routes: dict[tuple[int, Partition, int], Route] = {}
+        self._inboxes: dict[np.dtype[Any], tuple[Array, Array]] = {}
 
     def all_reduce(self, flat: Flat) -> None:
         """The two halves, over an even partition."""
@@ -42,53 +56,67 @@ class Ring(Collective):
         The chunk just summed is the next to be sent, so each segment goes on as soon as it is summed.
         """
         vector = self.vector("reduce_scatter", flat)
-        route = self._route(vector, partition, [self.rank - step - 2 for step in range(self.world_size - 1)])
-        sent = [self._send(piece) for _, piece in self._route(vector, partition, self._first(self.rank - 1))]
-        for (chunk, piece), arrived in zip(route, self._arrivals([piece for _, piece in route]), strict=True):
+        route = self._route(self.rank - 1, partition, vector.itemsize)
+        sent = [self._send(vector[segment]) for segment in route.first]
+        pieces = [vector[segment] for segment, _ in route.arriving]
+        for piece, (_, goes_on), arrived in zip(pieces, route.arriving, self._arrivals(pieces), strict=True):
             piece += arrived
-            if chunk != self.rank:
+            if goes_on:
                 sent.append(self._send(piece))
         _wait(sent)
 
     def all_gather(self, flat: Flat, partition: Partition) -> None:
         """Step s: send chunk r-s to the right, receive chunk r-s-1 in its place; a segment goes on as it arrives."""
         vector = self.vector("all_gather", flat)
-        route = self._route(vector, partition, [self.rank - step - 1 for step in range(self.world_size - 1)])
-        arriving = [self.comm.Irecv(piece, self.left) for _, piece in route]
-        sent = [self._send(piece) for _, piece in self._route(vector, partition, self._first(self.rank))]
-        for (chunk, piece), request in zip(route, arriving, strict=True):
+        route = self._route(self.rank, partition, vector.itemsize)
+        requests = [self.comm.Irecv(vector[segment], self.left) for segment, _ in route.arriving]
+        sent = [self._send(vector[segment]) for segment in route.first]
+        for (segment, goes_on), request in zip(route.arriving, requests, strict=True):
             request.Wait()
-            if chunk != self.right:
-                sent.append(self._send(piece))
+            if goes_on:
+                sent.append(self._send(vector[segment]))
         _wait(sent)
 
     def _send(self, piece: Array) -> Any:
         return self.comm.Isend(piece, self.right)
 
-    def _first(self, chunk: int) -> list[int]:
-        """The chunk that nobody need wait for; alone in the world, there is nobody to send it to."""
-        return [chunk][: self.world_size - 1]
-
-    def _route(self, vector: Array, partition: Partition, chunks: list[int]) -> list[tuple[int, Array]]:
-        """The segments of these chunks in the order in which they travel, each with its chunk's number."""
-        elements = max(1, self.segment_bytes // vector.itemsize)
-        route = []
-        for chunk in (number % self.world_size for number in chunks):
-            whole = vector[partition.slice_of(chunk)]
-            route += [(chunk, whole[start : start + elements]) for start in range(0, whole.size, elements)]
-        return route
+    def _route(self, first: int, partition: Partition, itemsize: int) -> Route:
+        """Chunk ``first`` is sent to begin with; those before it arrive, p-1 of them. Made once, not at every step."""
+        key = (first, partition, itemsize)
+        if key not in self._routes:
+            steps = range(self.world_size - 1)
+            elements = max(1, self.segment_bytes // itemsize)
+            chunks = [
+                [*_segments(partition.slice_of((first - step - 1) % self.world_size), elements)] for step in steps
+            ]
+            arriving = [(segment, step != steps[-1]) for step in steps for segment in chunks[step]]
+            # Alone in the world, there is nobody to send anything to.
+            opening = [*_segments(partition.slice_of(first % self.world_size), elements)] if steps else []
+            self._routes[key] = Route(opening, arriving)
+        return self._routes[key]
 
     def _arrivals(self, pieces: list[Array]) -> Iterator[Array]:
         """What the left neighbour sends for each piece, the next one already under way while this one is summed."""
         if not pieces:
             return
-        inboxes = [np.empty(max(piece.size for piece in pieces), pieces[0].dtype) for _ in range(2)]
+        inboxes = self._inbox_pair(pieces[0].dtype)
         views = [inboxes[turn % 2][: piece.size] for turn, piece in enumerate(pieces)]
         pending = self.comm.Irecv(views[0], self.left)
         for view, following in zip(views, [*views[1:], None], strict=True):
             current, pending = pending, pending if following is None else self.comm.Irecv(following, self.left)
             current.Wait()
             yield view
+
+    def _inbox_pair(self, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+        if dtype not in self._inboxes:
+            elements = max(1, self.segment_bytes // dtype.itemsize)
+            self._inboxes[dtype] = (np.empty(elements, dtype), np.empty(elements, dtype))
+        return self._inboxes[dtype]
+
+
+def _segments(chunk: slice, elements: int) -> Iterator[slice]:
+    for start in range(chunk.start, chunk.stop, elements):
+        yield slice(start, min(start + elements, chunk.stop))
 
 
 def _wait(requests: list[Any]) -> None:

@@ -72,7 +72,7 @@ def test_clipping_and_a_last_batch_of_one_row(ownership, placement, counted):
 
 @combinations
 def test_every_byte_between_host_and_device(ownership, placement, counted, world_size):
-    """To the host: all gradients, the loss as one number; and owned parameters that the device has updated.
+    """To the host: all gradients, the loss and its weight as one number each; and owned parameters that the device has updated.
 
     To the device: all parameters where others updated some, or the host did; the reduced gradients of what is owned
     where the device updates; and this rank's rows, of 36 numbers and one class each.
@@ -85,11 +85,11 @@ def test_every_byte_between_host_and_device(ownership, placement, counted, world
     rows = EPOCHS * sum(len(minibatch.inputs) for minibatch in task.extract(task.collect({}, _Start())))
     gathers = ownership is Sharded
     resident = placement is Resident
-    to_host = 4 * whole + 4 + 4 * owned * (gathers and resident)
+    to_host = 4 * whole + (4 + 8) + 4 * owned * (gathers and resident)
     to_device = 4 * whole * (gathers or not resident) + 4 * owned * resident
     assert copies.device_to_host_bytes == STEPS * to_host
     assert copies.host_to_device_bytes == STEPS * to_device + rows * (36 * 4 + 8)
-    assert copies.device_to_host == STEPS * (2 + (gathers and resident and owned > 0))
+    assert copies.device_to_host == STEPS * (3 + (gathers and resident and owned > 0))
 
 
 class _Start:

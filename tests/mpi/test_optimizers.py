@@ -12,6 +12,7 @@ from distloop.comm import exchange
 from distloop.errors import ConfigError
 from distloop.schedules import build_schedule
 from distloop.strategies import NAMES
+from distloop.tasks import Loss
 from tests.oracle import (
     OPTIMIZERS,
     Rows,
@@ -109,6 +110,10 @@ def test_cosine_with_warmup(name, counted):
     assert len(set(rates)) == 1 and rates[0] < 0.05
 
 
+def vector(module):
+    return torch.cat([parameter.detach().float().flatten() for parameter in module.parameters()])
+
+
 @strategies
 def test_bfloat16_parameters(name, counted):
     """Gradients are summed in float32. Offloaded, a float32 master copy takes the steps, and bfloat16 is its image."""
@@ -129,9 +134,7 @@ def test_bfloat16_parameters(name, counted):
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
     masters = {piece.parameter.dtype for part in learner.parts for piece in part.pieces}
     assert masters <= {torch.float32 if name == "zero-offload" else torch.bfloat16}
-    start, end, found = (
-        torch.cat([p.detach().float().flatten() for p in m.parameters()]) for m in (halves(), expected, module)
-    )
+    start, end, found = map(vector, (halves(), expected, module))
     moved = nn.functional.cosine_similarity(found - start, end - start, dim=0)
     assert moved > 0.99
     torch.testing.assert_close(found, end, rtol=0.02, atol=0.01)
@@ -145,8 +148,6 @@ def test_the_master_copy_keeps_steps_too_small_for_bfloat16(counted):
     learner = learner_of("zero-offload", counted, module, partial(torch.optim.SGD, lr=2.0**-10))
     for _ in range(16):
         total = module(torch.ones(1, 4, dtype=torch.bfloat16)).sum()
-        from distloop.tasks import Loss
-
         gradients = learner.gradients(Loss(total, 1.0, float(counted.size)))
         for part in learner.reduce_to_owner(gradients):
             learner.apply(part)
