@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,10 @@ def run_verb(body: Callable[[World, Sequence[str]], int]) -> int:
 
 
 def _launch_failed(error: ConfigError) -> int:
-    """Without MPI the launcher's variables tell who may speak."""
+    """Without MPI the launcher's variables tell who may speak; the others wait, as the first to end ends all."""
     names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
     if next((os.environ[name] for name in names if name in os.environ), "0") == "0":
         os.write(2, f"distloop: error: {error}\n".encode())
+    else:
+        time.sleep(5)
     return 2

@@ -2,7 +2,7 @@ from math import inf
 
 import pytest
 
-from distloop.report.lines import bar_line, epoch_fields, plain, step_fields, styled
+from distloop.report.lines import bar_line, epoch_fields, fitted, plain, step_fields, styled
 from distloop.report.pace import Pace, Plan
 
 ROW = {
@@ -79,3 +79,12 @@ def test_a_live_line_shows_how_much_is_done() -> None:
     fields = step_fields(pace_after(2.0, 500, Plan(10, 1000)), 102.0, 1, 50, 0.5)
     assert bar_line(fields, 0.5, 120, "#-").plain.startswith("#" * 15 + "-" * 15 + "  epoch  1/10")
     assert bar_line(fields, None, 120, "#-").plain == styled(fields).plain
+
+
+def test_an_epochs_line_is_shortened_by_its_least_important_fields() -> None:
+    row = {"epoch": 3, "train_loss": 0.5, "validation_loss": 0.6, "validation_accuracy": 0.9, "seconds": 2.0}
+    fields = epoch_fields(row, Plan(epochs=9, steps=None))
+    assert (
+        fitted(fields, 90).plain == "epoch 3/9  train loss 0.5000  validation loss 0.6000  accuracy 0.9000  after 2.0 s"
+    )
+    assert fitted(fields, 70).plain == "epoch 3/9  train loss 0.5000  validation loss 0.6000  accuracy 0.9000"

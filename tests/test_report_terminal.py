@@ -255,5 +255,6 @@ def test_under_mpirun_in_a_pipe() -> None:
     job = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=60, check=True)
     lines = job.stdout.splitlines()
     assert lines[:3] == ["2 ranks · fake", "epoch 1/2  train loss 0.5000", "epoch 2/2  train loss 0.5000"]
-    assert lines[3].split() == ["learned", "train", "loss", "0.5000"]
+    assert lines[3].split()[:2] == ["learned", "validation"]
+    assert lines[4].split() == ["train", "loss", "0.5000"]
     assert "\x1b" not in job.stdout

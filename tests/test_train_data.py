@@ -32,7 +32,7 @@ def write_files(folder: Path) -> None:
     table = np.random.rand(30, 4)
     lines = [",".join(map(str, row)) + f",{'yes' if row[0] > 0.5 else 'no'}" for row in table.round(3)]
     (folder / "classes.csv").write_text("\n".join(["a,b,c,d,answer", *lines]))
-    np.savetxt(folder / "numbers.csv", table, delimiter=",")
+    np.savetxt(folder / "numbers.csv", table, delimiter=",", header="a,b,c,d", comments="")
     np.savez(folder / "arrays.npz", inputs=table, targets=np.arange(30) % 3)
     np.save(folder / "inputs.npy", table)
     np.save(folder / "targets.npy", np.arange(30) % 3)
@@ -43,7 +43,7 @@ JOBS = {
     "idx": [*SMALL, "--data", "idx"],
     "idx-gz": [*SMALL, "--data", "idx-gz", "--model", "mlp"],
     "csv": [*SMALL, "--data", "classes.csv"],
-    "numbers": [*SMALL, "--data", "numbers.csv", "--target", "1", "--loss", "torch.nn.L1Loss"],
+    "numbers": [*SMALL, "--data", "numbers.csv", "--target", "b", "--loss", "torch.nn.L1Loss"],
     "npz": [*SMALL, "--data", "arrays.npz", "--model", "auto"],
     "npy": [*SMALL, "--data", "inputs.npy", "--targets", "targets.npy"],
     "text": ["--steps", "2", "--data", "text.txt", "--context", "16", "--model-args.width", "16"],

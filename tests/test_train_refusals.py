@@ -64,7 +64,7 @@ def test_it_is_refused_once(outcomes, name):
 
 def test_a_folder_in_which_a_run_was_is_left_alone(tmp_path):
     """The second run has the folder of the first."""
-    outcomes = run_all(2, {"run": SMALL, "run/../run": SMALL, "file": [*SMALL, "--config", "x.yaml"]}, tmp_path)
+    outcomes = run_all(2, {"run": SMALL, "run/../run": SMALL}, tmp_path)
     first, second = outcomes["run"], outcomes["run/../run"]
     assert (first.code, second.code) == (0, 2)
     assert second.stderr.count("nothing is overwritten") == 1

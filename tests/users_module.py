@@ -59,7 +59,7 @@ class AtThirdStep(Net):
         if self.training:
             self.calls += 1
             time.sleep(0.05)
-            if self.calls == 3 and RANK == int(os.environ.get("EVENT_RANK", "1")):
+            if self.calls == 3 and int(os.environ.get("EVENT_RANK", "1")) == RANK:
                 print(f"event at {time.time()}", flush=True)
                 _happen(os.environ["EVENT"])
         return super().forward(inputs)

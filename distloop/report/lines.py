@@ -24,7 +24,8 @@ def epoch_fields(row: Row, plan: Plan) -> list[Field]:
         value = row.get(name)
         if value is not None:
             shown = value if isinstance(value, str) else number(float(value))
-            fields.append((name.replace("_", " "), shown))
+            label = name if name in COLUMNS else name.removeprefix("validation_")
+            fields.append((label.replace("_", " "), shown))
     if (rate := _real(row, "samples_per_second")) is not None:
         fields.append((" samples/s", speed(rate)))
     if (seconds := _real(row, "seconds")) is not None:
@@ -63,7 +64,12 @@ def bar_line(fields: Sequence[Field], fraction: float | None, columns: int, glyp
     for cells in _BAR_CELLS if fraction is not None else ():
         if cells and text.cell_len + cells + 2 <= columns:
             return Text.assemble(_bar(fraction or 0.0, cells, glyphs), "  ", text)
-    kept = list(fields)
+    return fitted(fields, columns)
+
+
+def fitted(fields: Sequence[Field], columns: int) -> Text:
+    """Return the fields in at most ``columns`` cells, without the least important ones if need be."""
+    kept, text = list(fields), styled(fields)
     while text.cell_len > columns and len(kept) > 1:
         kept.remove(min(kept, key=_importance))
         text = styled(kept)
@@ -76,8 +82,8 @@ def _bar(fraction: float, cells: int, glyphs: str) -> Text:
 
 
 def _importance(field: Field) -> int:
-    order = (" samples/s", "step", " left", "epoch", "loss")
-    return order.index(field[0]) if field[0] in order else -1
+    order = (" samples/s", "after", "step", " left", "train loss", "epoch", "loss", "validation loss")
+    return order.index(field[0]) if field[0] in order else order.index("train loss")
 
 
 def _of(count: int, total: int | None) -> str:

@@ -66,7 +66,8 @@ class Sent:
     def rows(self, steps: int) -> Rows:
         """Return labels and values in the order in which they are shown, for a run of ``steps``."""
         least, most, total = min(self.bytes_per_rank), max(self.bytes_per_rank), sum(self.bytes_per_rank)
-        span = data_size(most) if least == most else f"{data_size(least)} to {data_size(most)}"
+        shown = dict.fromkeys((data_size(least), data_size(most)))
+        span = " to ".join(shown)
         return [
             ("per rank", span),
             ("per rank and step", data_size(most / max(steps, 1))),

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from distloop.report.lines import bar_line, epoch_fields, plain, step_fields, styled
+from distloop.report.lines import bar_line, epoch_fields, fitted, plain, step_fields
 from distloop.report.metrics import Row
 from distloop.report.pace import Pace, Plan
 from distloop.report.summary import Summary
@@ -171,7 +171,7 @@ class Bar(Reporter):
 
     def epoch(self, row: Row) -> None:
         """Leave a line above the live one."""
-        self._print(styled(epoch_fields(row, self.pace.plan)))
+        self._print(fitted(epoch_fields(row, self.pace.plan), self.columns()))
 
     def say(self, text: str) -> None:
         """Leave ``text`` above the live line."""

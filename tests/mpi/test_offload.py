@@ -26,7 +26,7 @@ from tests.oracle import (
 from tests.stand_in_device import copies, stand_in
 
 COMBINATIONS = list(itertools.product([Replicated, Sharded], [Resident, Offloaded]))
-LENGTH, BATCH, EPOCHS = 48, 12, 2
+LENGTH, BATCH, EPOCHS = 24, 12, 2
 DEVICE = stand_in()  # here, because autograd counts the devices at the first backward of a process
 STEPS = EPOCHS * LENGTH // BATCH
 
@@ -62,7 +62,7 @@ def test_ends_at_the_weights_of_the_cpu(ownership, placement, optimizer, counted
 
 @combinations
 def test_clipping_and_a_last_batch_of_one_row(ownership, placement, counted):
-    source = Rows(53)
+    source = Rows(27)
     expected = train_plainly(convnet(), global_batches(source, 13, 1), OPTIMIZERS["sgd"], clip=0.3)
     module, learner = on_device(counted, ownership, placement, "sgd", clip=0.3)
     run(supervised(source, counted, 13, device=DEVICE), learner, 1)
@@ -72,7 +72,7 @@ def test_clipping_and_a_last_batch_of_one_row(ownership, placement, counted):
 
 @combinations
 def test_every_byte_between_host_and_device(ownership, placement, counted, world_size):
-    """To the host: all gradients, the loss and its weight as one number each; and owned parameters that the device has updated.
+    """To the host: all gradients, loss and weight as one number each, and owned parameters that the device has updated.
 
     To the device: all parameters where others updated some, or the host did; the reduced gradients of what is owned
     where the device updates; and this rank's rows, of 36 numbers and one class each.

@@ -27,7 +27,7 @@ from tests.oracle import (
     train_plainly,
 )
 
-BATCH, STEPS = 13, 5  # of 53 rows
+BATCH, STEPS = 13, 3  # of 27 rows
 FUSED = {
     "adam fused": lambda named: torch.optim.Adam(named, lr=0.01, fused=True),
     "adam foreach": lambda named: torch.optim.Adam(named, lr=0.01, foreach=True),
@@ -44,13 +44,13 @@ def trained(name, counted, make, build=convnet, **options):
     """The module after an epoch, and its learner."""
     module = build()
     learner = learner_of(name, counted, module, make, **options)
-    run(supervised(Rows(53), counted, BATCH), learner, 1)
+    run(supervised(Rows(27), counted, BATCH), learner, 1)
     assert_same_bits(counted, module)
     return module, learner
 
 
 def plain(make, build=convnet, **options):
-    return train_plainly(build(), global_batches(Rows(53), BATCH, 1), make, **options)
+    return train_plainly(build(), global_batches(Rows(27), BATCH, 1), make, **options)
 
 
 @strategies
@@ -123,7 +123,7 @@ def test_bfloat16_parameters(name, counted):
 
     class Narrow(Rows):
         def __init__(self, dtype):
-            super().__init__(53, torch.bfloat16)
+            super().__init__(27, torch.bfloat16)
             self.inputs = self.inputs.to(dtype)
 
     make, module = OPTIMIZERS["sgd"], halves()
