@@ -77,7 +77,7 @@ class Run:
         self.job, self.reporter, self.log, self.archive = job, outputs.reporter, outputs.log, outputs.archive
         self.progress, self.clock = Progress(), Clock()
         self.train_loss, self.validation = math.nan, dict[str, float]()
-        self.epoch_loss = EpochLoss()
+        self.epoch_loss, self.kept_sha256 = EpochLoss(), ""
         self.began = time.perf_counter()
         self.start = job.world.comm.sent.copy()
 
@@ -86,14 +86,17 @@ class Run:
         job = self.job
         plan = Plan(job.rounds, job.total_steps)
         self.reporter.start(job.describe(), plan)
+        self._keep_weights()
         try:
             for _ in self._epochs():
                 self._end_of_epoch()
         except NotFiniteError as error:
             self.train_loss = self.epoch_loss.mean
-            self._save(str(error))
+            if not self._broken():
+                self._keep_weights()
+            self._conclude(str(error))
             raise
-        return self._save(None)
+        return self._conclude(None)
 
     def _epochs(self) -> Iterator[None]:
         """The loop; yields when an epoch, or the whole run in mid-epoch, has ended."""
@@ -119,6 +122,14 @@ class Run:
 
     def _end_of_epoch(self) -> None:
         job = self.job
+        if broken := self._broken():
+            error = NotFiniteError(
+                f"parameter {broken} is not finite after step {self.progress.step}, though the loss was. The weights that "
+                "are kept are those of the epoch before: lower the learning rate, or clip the gradient"
+            )
+            error.everywhere = True
+            raise error
+        self._keep_weights()
         self.validation = evaluate(job.task, {"model": job.learner}, job.data.validation, job.world.comm.control)
         row = self._row(self.train_loss) | self._named_validation()
         self.log.write("epoch", row)
@@ -140,11 +151,20 @@ class Run:
             "samples_per_second": progress.samples / self.clock.spent if self.clock.spent else math.nan,
         }
 
-    def _save(self, stopped: str | None) -> dict[str, Any]:
-        """Weights, then summary, so that a summary says that all is there."""
-        summary = self._summary(stopped)
+    def _broken(self) -> str | None:
+        """The first parameter that is not finite, the same on every rank."""
+        named = self.job.learner.module.named_parameters()
+        return next((name for name, parameter in named if not parameter.isfinite().all()), None)
+
+    def _keep_weights(self) -> None:
+        """At the start, and whenever they are known to be good."""
         module = self.job.learner.module
-        self.archive.save(module.state_dict(), summary)
+        self.kept_sha256 = weights_sha256(module.named_parameters())
+        self.archive.keep(module.state_dict())
+
+    def _conclude(self, stopped: str | None) -> dict[str, Any]:
+        summary = self._summary(stopped)
+        self.archive.conclude(summary)
         sent = exchange(self.job.world.comm.control, (self.job.world.comm.sent - self.start).messages)
         self.reporter.finish(
             Summary(
@@ -176,7 +196,7 @@ class Run:
             "step_seconds": statistics.median(clock.steps) if clock.steps else 0.0,
             "sent_bytes_per_rank": exchange(job.world.comm.control, sent.bytes),
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
-            "weights_sha256": weights_sha256(module.named_parameters()),
+            "weights_sha256": self.kept_sha256,
             "inputs": {"shape": list(spec.input_shape), "dtype": str(spec.input_dtype).removeprefix("torch.")},
             "outputs": {
                 "target": spec.target,

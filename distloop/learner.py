@@ -73,7 +73,7 @@ class Piece:
     index: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
     """One flat vector with what this rank owns of it."""
 
@@ -141,7 +141,8 @@ class Learner:
         """Sum over the ranks and divide by the weight of the global batch; yields what ``apply`` takes.
 
         A parameter that got no gradient on any rank is left out of the step, as in torch.
-        Raises NotFiniteError on all ranks, before anything is changed, if the loss is not finite on any.
+        Raises NotFiniteError on all ranks, before anything is changed, if the loss is not finite on any, or
+        the norm of the gradient, where it is looked at.
         """
         scale = self._agree_on_step(gradients)
         for part in self.parts:
@@ -152,6 +153,8 @@ class Learner:
                 yield self._scaled(part, scale)
         if self.clip is not None:
             self.norm = self._norm() * scale
+            if not math.isfinite(self.norm):
+                raise self._not_finite("the gradient's norm", "")
             factor = min(1.0, self.clip / (self.norm + 1e-6))
             yield from [self._scaled(part, scale * factor) for part in self.parts]
 
@@ -196,22 +199,24 @@ class Learner:
         self.control.Allreduce(MPI.IN_PLACE, facts)
         weight, total, missing, changed = facts.tolist()
         if not math.isfinite(total):
-            self._raise_not_finite(gradients.total)
+            totals = exchange(self.control, repr(gradients.total))
+            bad = [f"rank {rank}: {text}" for rank, text in enumerate(totals) if not math.isfinite(float(text))]
+            raise self._not_finite("the loss", f" ({', '.join(bad) or 'the sum over the ranks'})")
         self.landing.agree(self.control, anywhere=missing > 0)
         self.buffers.agree(weight, anywhere=changed > 0)
         gradients.mean_loss = total / weight if weight else math.nan
         return gradients.divisor / weight if weight else 0.0
 
-    def _raise_not_finite(self, total: float) -> None:
+    def _not_finite(self, what: str, where: str) -> NotFiniteError:
+        """Forget the step, what its forward did to the buffers included; the error to raise, on all ranks."""
         self._forget()
-        totals = exchange(self.control, repr(total))
-        bad = [f"rank {rank}: {text}" for rank, text in enumerate(totals) if not math.isfinite(float(text))]
+        self.buffers.restore()
         error = NotFiniteError(
-            f"the loss is not finite at step {self.steps + 1} ({', '.join(bad) or 'the sum over the ranks'}). "
-            "The weights are those before that step: lower the learning rate, clip the gradient, or look at the data"
+            f"{what} is not finite at step {self.steps + 1}{where}. The weights are those before that step: "
+            "lower the learning rate, clip the gradient, or look at the data"
         )
         error.everywhere = True
-        raise error
+        return error
 
     def _norm(self) -> float:
         """Of the summed gradient over all parameters and, where each rank owns a part, over all ranks."""

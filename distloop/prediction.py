@@ -64,7 +64,7 @@ def predict_rows(config: PredictConfig, world: World) -> str:
     mine = Partition.even(len(source), world.size).slice_of(world.rank)
     with together(control):
         written = _as_csv(_predicted(module, source, mine, spec, device))
-    world.write_in_order(output, _header(spec) + written if world.rank == 0 else written)
+    world.write_in_order(output, _header(spec), written)
     return f"{len(source):,} rows predicted by {world.size} ranks: {output}"
 
 

@@ -51,16 +51,17 @@ def same_start(collective: Collective, module: nn.Module) -> None:
 
 
 class Buffers:
-    """After every step floating-point buffers are the mean over the ranks, weighted as the loss is (by rows), and
+    """Keeps a module's buffers (batch-norm statistics) equal on all ranks.
 
-    integer and boolean ones the maximum; if no rank has changed any (no batch-norm, or frozen), nothing is sent.
+    After every step floating-point ones are the mean over the ranks, weighted as the loss is (by rows), integer and
+    boolean ones the maximum; if no rank has changed any, nothing is sent.
     """
 
     def __init__(self, module: nn.Module, collective: Collective) -> None:
         self._places = [(owner, name) for owner in module.modules() for name in owner._buffers]
         self._collective, self._control = collective, collective.comm.control
-        self._seen = self._versions()
         self._weight, self._pending = 0.0, False
+        self._keep()
 
     def _tensors(self) -> list[Tensor]:
         found = [owner._buffers[name] for owner, name in self._places]
@@ -85,6 +86,17 @@ class Buffers:
         tensors = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in self._tensors()]
         self._mean([tensor for tensor in tensors if tensor.is_floating_point()], weight)
         self._maximum([tensor for tensor in tensors if not tensor.is_floating_point()])
+        self._keep()
+
+    def restore(self) -> None:
+        """Undo what the forward of a step did that is not taken."""
+        if self.changed:
+            for tensor, kept in zip(self._tensors(), self._kept, strict=True):
+                tensor.detach().copy_(kept)
+        self._keep()
+
+    def _keep(self) -> None:
+        self._kept = [tensor.detach().clone() for tensor in self._tensors()]
         self._seen = self._versions()
 
     def _mean(self, tensors: list[Tensor], weight: float) -> None:

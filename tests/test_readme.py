@@ -99,7 +99,7 @@ def test_the_first_command(tmp_path):
         assert job.process.returncode == 0, job.stdout + job.stderr
         assert (clone / ".venv" / "bin" / "activate").exists()
         assert "4 ranks on 1 node" in job.stdout
-        assert float(re.findall(r"validation accuracy +([\d.]+)", job.stdout)[-1]) >= 0.97
+        assert float(re.findall(r"accuracy +([\d.]+)", job.stdout)[-1]) >= 0.97
     finally:
         job.end()
 

@@ -76,8 +76,8 @@ class World:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
 
-    def write_in_order(self, path: Path, text: str) -> None:
-        """A file of every rank's ``text``, in order of rank: written by rank 0, which receives one after another.
+    def write_in_order(self, path: Path, header: str, text: str) -> None:
+        """A file of ``header`` and every rank's ``text``, in order of rank: written by rank 0, which receives one after another.
 
         Collective. Written aside and renamed; no shared file system is needed.
         """
@@ -88,7 +88,7 @@ class World:
         else:
             aside = path.with_name(path.name + ".part")
             with aside.open("wb") as file:
-                file.write(text.encode())
+                file.write((header + text).encode())
                 for rank in range(1, self.size):
                     length = np.empty(1, dtype=np.int64)
                     self.comm.control.Recv(length, rank)

@@ -26,8 +26,12 @@ class Archive(ABC):
     path: Path | None
 
     @abstractmethod
-    def save(self, state: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
-        """Keep both."""
+    def keep(self, state: Mapping[str, Tensor]) -> None:
+        """The weights as they are now; those kept before are replaced."""
+
+    @abstractmethod
+    def conclude(self, summary: Mapping[str, Any]) -> None:
+        """The run has ended."""
 
 
 @final
@@ -36,20 +40,26 @@ class Nowhere(Archive):
 
     path = None
 
-    def save(self, state: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
+    def keep(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to do."""
+
+    def conclude(self, summary: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
 
 @final
 class InFolder(Archive):
-    """Writes model.safetensors, then summary.json: where that one is, all is there."""
+    """Writes model.safetensors, and summary.json at the end: where that one is, all is there."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder, self.path = folder, folder.path
 
-    def save(self, state: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
-        """Both written aside and renamed."""
+    def keep(self, state: Mapping[str, Tensor]) -> None:
+        """Written aside and renamed."""
         save_weights(self._folder.path, state)
+
+    def conclude(self, summary: Mapping[str, Any]) -> None:
+        """Written aside and renamed."""
         self._folder.write_json("summary.json", _finite(summary))
 
 
