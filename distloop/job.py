@@ -124,8 +124,8 @@ class Run:
         job = self.job
         if broken := self._broken():
             error = NotFiniteError(
-                f"parameter {broken} is not finite after step {self.progress.step}, though the loss was. The weights that "
-                "are kept are those of the epoch before: lower the learning rate, or clip the gradient"
+                f"parameter {broken} is not finite after step {self.progress.step}, though the loss was. The weights "
+                "that are kept are those of the epoch before: lower the learning rate, or clip the gradient"
             )
             error.everywhere = True
             raise error

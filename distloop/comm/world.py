@@ -77,7 +77,7 @@ class World:
             sys.stdout.flush()
 
     def write_in_order(self, path: Path, header: str, text: str) -> None:
-        """A file of ``header`` and every rank's ``text``, in order of rank: written by rank 0, which receives one after another.
+        """A file of ``header`` and every rank's ``text``, in order of rank: rank 0 writes what it receives.
 
         Collective. Written aside and renamed; no shared file system is needed.
         """
