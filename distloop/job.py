@@ -8,7 +8,6 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distloop import loop
@@ -171,7 +170,7 @@ class Run:
                 Learned(summary["parameters"], self.train_loss, self._named_validation(), summary["weights_sha256"]),
                 Fast(summary["seconds"], summary["samples_per_second"], self.progress.step, summary["step_seconds"]),
                 Sent(tuple(summary["sent_bytes_per_rank"]), sum(sent)),
-                self.archive.path or Path(),
+                self.archive.path,
             )
         )
         return summary

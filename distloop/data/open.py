@@ -32,7 +32,7 @@ def open_data(
     data: str | MapStyle | Source,
     *,
     validation: str | MapStyle | Source | None = None,
-    holdout: float = 0.1,
+    holdout: float = 0.2,
     target: str | None = None,
     targets: str | None = None,
     context: int = 128,

@@ -83,8 +83,8 @@ class Summary:
     learned: Learned
     fast: Fast
     sent: Sent
-    folder: Path
-    """The run folder."""
+    folder: Path | None
+    """The run folder, if there is one."""
 
     def sections(self) -> list[tuple[str, Rows]]:
         """Return (section, its rows) in the order in which they are shown."""
@@ -103,4 +103,6 @@ class Summary:
             for section, rows in sections
             for first, (label, value) in zip([True] + [False] * len(rows), rows, strict=False)
         ]
-        return "\n".join([*lines, f"{'saved':<8} {'run folder':<{label_width}}  {self.folder}"])
+        if self.folder is not None:
+            lines.append(f"{'saved':<8} {'run folder':<{label_width}}  {self.folder}")
+        return "\n".join(lines)

@@ -181,8 +181,9 @@ class Bar(Reporter):
         """Replace the live line by a table."""
         self.close()
         self._print(summary_table(summary))
-        folder = _writable(str(summary.folder), self.stream)
-        self._print(Text.assemble("  run folder  ", (folder, "bold")), whole=True)
+        if summary.folder is not None:
+            folder = _writable(str(summary.folder), self.stream)
+            self._print(Text.assemble("  run folder  ", (folder, "bold")), whole=True)
 
     def close(self) -> None:
         """Take the live line away."""

@@ -1,4 +1,4 @@
-"""What a task is: the six words of the loop that depend on what is learned. Tasks know nothing of MPI."""
+"""What a task is: the five words of the loop that depend on what is learned. Tasks know nothing of MPI."""
 
 from __future__ import annotations
 
