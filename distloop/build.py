@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distloop.comm import World, exchange, together
+from distloop.comm import World, agree_on, exchange, together
 from distloop.config import Config
 from distloop.data import Data, Loader, Source, key_of, open_data
 from distloop.errors import ConfigError, DataError
@@ -32,6 +32,7 @@ class Given:
     training: Any = None
     validation: Any = None
     module: nn.Module | None = None
+    loss: Any = None
 
 
 @dataclass
@@ -71,18 +72,29 @@ def build(config: Config, world: World, given: Given) -> Job:
     with together(control):
         device = pick_device(config.device, world.local_rank)
         data = _open(config, given)
+    agree_on(control, _facts(config, data))
     data = _count_classes(data, config, world)
     with together(control):
         torch.manual_seed(config.seed)
         module = given.module or build_model(config.model, data.train.spec, config.model_args)
         module = module.to(device)
         loader = Loader(data.train, config.workers, seed=key_of(config.seed, world.rank))
-        task = _task(config, data, Shard(world.rank, world.size), device, loader)
+        task = _task(config, given, data, Shard(world.rank, world.size), device, loader)
         task.check(module)
         schedule = _schedule(config, task)
     learner = Learner(module, *strategy(config.strategy, world.comm), config.optimizer, schedule, config.clip)
     torch.manual_seed(key_of(config.seed, world.rank, world.size) % 2**63)  # each rank drops out other units
     return Job(world, config, data, task, learner, loader, device, threads)
+
+
+def _facts(config: Config, data: Data) -> dict[str, Any]:
+    """What would make ranks part ways, or wait for each other for ever, if it differed."""
+    options = ("batch_size", "seed", "epochs", "steps", "accumulate", "strategy", "clip", "precision")
+    return {
+        "the number of rows to train on": len(data.train),
+        "the number of rows to validate on": len(data.validation),
+        "the kind of data": repr(data.train.spec),
+    } | {name: getattr(config, name) for name in options}
 
 
 def total_steps(config: Config, task: Supervised) -> int:
@@ -111,15 +123,20 @@ def _open(config: Config, given: Given) -> Data:
 def _count_classes(data: Data, config: Config, world: World) -> Data:
     """Settle the number of classes: as given, as known, or the largest label + 1, which ranks look for in shares."""
     spec = data.train.spec
-    if spec.target != "class":
-        return data
     control = world.comm.control
     with together(control):
+        if spec.target not in ("class", "tokens"):
+            if config.classes is not None:
+                raise ConfigError(f"--classes {config.classes}: the targets of this data are numbers, without classes")
+            return data
         if config.classes is not None:
             data = data.with_classes(config.classes)
-        ranges = [_range(source, world) for source in (data.train, data.validation) if len(source)]
-    if data.train.spec.classes is not None:
-        return data
+        if data.train.spec.classes is not None:
+            return data
+        whole = {
+            id(getattr(source, "source", source)): source for source in (data.validation, data.train) if len(source)
+        }
+        ranges = [_range(source, world) for source in whole.values()]
     highest = max(high for answer in exchange(control, ranges) for _, high in answer)
     with together(control):
         return data.with_classes(highest + 1)
@@ -147,7 +164,7 @@ def pick_device(name: str, local_rank: int) -> torch.device:
     return device
 
 
-def _task(config: Config, data: Data, shard: Shard, device: torch.device, loader: Loader) -> Supervised:
+def _task(config: Config, given: Given, data: Data, shard: Shard, device: torch.device, loader: Loader) -> Supervised:
     batch_size = len(data.train) if config.batch_size == "all" else config.batch_size
     return Supervised(
         data.train,
@@ -156,24 +173,29 @@ def _task(config: Config, data: Data, shard: Shard, device: torch.device, loader
         batch_size,
         seed=config.seed,
         accumulate=config.accumulate,
-        loss_function=_loss(config),
+        loss_function=_on(device, given.loss or _loss(config)),
         device=device,
         bf16=config.precision == "bf16",
         loader=loader,
     )
 
 
+def _on(device: torch.device, loss: Any) -> Any:
+    """A loss with tensors of its own (class weights), where the outputs are."""
+    return loss.to(device) if isinstance(loss, nn.Module) else loss
+
+
 def _loss(config: Config) -> Any:
     if config.loss is None:
+        if config.loss_args:
+            raise ConfigError(f"--loss-args {config.loss_args} have no loss. Expected --loss with an import path too")
         return None
     if not is_import_path(config.loss):
         raise ConfigError(f"loss={config.loss}: expected an import path such as torch.nn.L1Loss or my_module:my_loss")
     found = named(config.loss, "loss")
-    return (
-        made_by(config.loss, "loss", **config.loss_args)
-        if isinstance(found, type)
-        else partial(found, **config.loss_args)
-    )
+    if isinstance(found, type):
+        return made_by(config.loss, "loss", **config.loss_args)
+    return partial(found, **config.loss_args) if config.loss_args else found
 
 
 def _schedule(config: Config, task: Supervised) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
@@ -105,6 +106,8 @@ class Config:
         least = {"epochs": 1, "steps": 1, "batch_size": 1, "accumulate": 1, "threads": 1, "context": 1, "classes": 1}
         for name, bound in (least | {"workers": 0, "warmup_steps": 0, "log_every": 0}).items():
             value = getattr(self, name)
+            if not (value is None or isinstance(value, int) or (name, value) == ("batch_size", "all")):
+                raise ConfigError(f"{name}={value}: expected a whole number")
             if isinstance(value, int) and value < bound:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {bound}")
         if self.clip is not None and not self.clip > 0:
@@ -198,12 +201,16 @@ def _fuse(namespace: Namespace) -> None:
         arguments.fused = True
 
 
-def as_yaml(config: Config) -> str:
-    """For configurations made in Python; objects are written as their names."""
-    plain = {name: value if _is_plain(value) else repr(value) for name, value in asdict(config).items()}
+def as_yaml(config: Config, told: dict[str, Any]) -> str:
+    """For configurations made in Python; ``told`` says what stands for objects that have no name."""
+    plain = {entry.name: getattr(config, entry.name) for entry in fields(config)}
+    plain |= {"optimizer": _named_optimizer(config.optimizer)} | told
     text: str = yaml.safe_dump(plain, sort_keys=False)
     return text
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool | dict | list)
+def _named_optimizer(make: Any) -> Any:
+    """As a configuration file has it, for a class with arguments; anything else by its own words."""
+    if not isinstance(make, partial) or not isinstance(make.func, type):
+        return repr(make)
+    return {"class_path": f"{make.func.__module__}.{make.func.__qualname__}", "init_args": dict(make.keywords)}

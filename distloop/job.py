@@ -90,7 +90,8 @@ class Run:
             for _ in self._epochs():
                 self._end_of_epoch()
         except NotFiniteError as error:
-            self.train_loss = self.epoch_loss.mean
+            if self.epoch_loss.rows:
+                self.train_loss = self.epoch_loss.mean
             if not self._broken():
                 self._keep_weights()
             self._conclude(str(error))

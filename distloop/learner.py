@@ -242,7 +242,10 @@ class Learner:
 
 
 def _square(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64 if vector.device.type == "cpu" else None)) ** 2
+    return (
+        float(torch.linalg.vector_norm(vector, dtype=torch.float64 if vector.device.type == "cpu" else torch.float32))
+        ** 2
+    )
 
 
 def _parts(flats: Sequence[Flat], ownership: Ownership, placement: Placement, anywhere: bool) -> Iterator[Part]:

@@ -45,13 +45,10 @@ def cuts_allowed(make_optimizer: MakeOptimizer) -> bool:
     """Whether the optimizer is known to be elementwise. Of others (Adafactor, Muon, a user's own) whole
     parameters are owned, since they may look at rows, columns or norms. One that is made already names its ``kind``.
     """
-    kind = getattr(make_optimizer, "kind", None)
-    if kind is not None:
-        return kind in ELEMENTWISE
-    sample = made(make_optimizer, [("sample", torch.zeros(2, 2))])
-    if isinstance(sample, torch.optim.LBFGS | torch.optim.SparseAdam):
+    kind = getattr(make_optimizer, "kind", None) or type(made(make_optimizer, [("sample", torch.zeros(2, 2))]))
+    if issubclass(kind, torch.optim.LBFGS | torch.optim.SparseAdam):
         raise ConfigError(
-            f"optimizer {type(sample).__name__} cannot be used: LBFGS evaluates the loss several times a step, and "
+            f"optimizer {kind.__name__} cannot be used: LBFGS evaluates the loss several times a step, and "
             "SparseAdam wants sparse gradients. Expected one that steps once on dense gradients, such as Adam or SGD"
         )
-    return type(sample) in ELEMENTWISE
+    return kind in ELEMENTWISE

@@ -8,6 +8,7 @@ lets the script's own optimizer apply them there, and broadcasts the parameters.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from distloop.comm import World, together
+from distloop.comm import World, agree_on, together
 from distloop.data import Permutation, key_of
 from distloop.errors import ConfigError
 from distloop.learner import Learner
@@ -43,12 +44,14 @@ def distribute(
     world = World.start()
     torch.set_num_threads(world.threads)
     with together(world.comm.control):
-        if optimizer.state:
+        if any(float(state.get("step", 1)) > 0 for state in optimizer.state.values()):
             raise ConfigError(
                 "the optimizer has taken steps already. Expected a fresh one: call distribute before the loop"
             )
         divided = DividedLoader(loader, world, seed)
-    learner = Learner(model, *strategy_named(strategy, world.comm), _Adopted(model, optimizer), clip=clip)
+        adopted = _Adopted(model, optimizer)
+    agree_on(world.comm.control, divided.facts | {"strategy": strategy, "clip": clip, "seed": seed})
+    learner = Learner(model, *strategy_named(strategy, world.comm), adopted, clip=clip)
     stepping = DistributedOptimizer(learner)
     divided.on_batch = stepping.weigh
     return stepping, divided
@@ -61,11 +64,22 @@ class _Adopted:
         self.kind = type(optimizer)
         self._optimizer = optimizer
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._names = [{names.get(id(p), "") for p in group["params"]} for group in optimizer.param_groups]
+        if any(id(parameter) not in names for group in optimizer.param_groups for parameter in group["params"]):
+            raise ConfigError(
+                "the optimizer has parameters that the model has not. Expected one module that holds all "
+                "that is trained: nn.ModuleList([...])"
+            )
+        self._names = [{names[id(parameter)] for parameter in group["params"]} for group in optimizer.param_groups]
 
     def __call__(self, named: list[tuple[str, Tensor]]) -> torch.optim.Optimizer:
         for group, names in zip(self._optimizer.param_groups, self._names, strict=True):
             group["params"] = [piece for name, piece in named if name in names]
+        if self._optimizer.state:  # Adagrad has its state before the first step: of what it was made of
+            accepted = inspect.signature(self.kind).parameters
+            options = {name: value for name, value in self._optimizer.defaults.items() if name in accepted}
+            fresh = self.kind([dict(group) for group in self._optimizer.param_groups], **options)
+            self._optimizer.state.clear()
+            self._optimizer.state.update(fresh.state)
         return self._optimizer
 
 
@@ -76,7 +90,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def __init__(self, learner: Learner) -> None:
         super().__init__(learner.optimizer.param_groups, learner.optimizer.defaults)
         self.learner, self.state = learner, learner.optimizer.state
-        self._rows, self._global_rows = 1, learner.ownership.world_size
+        self.weigh(1, learner.ownership.world_size)
 
     def weigh(self, rows: int, global_rows: int) -> None:
         """The next backward is about so many rows of a global batch of so many."""
@@ -95,6 +109,21 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self.learner.broadcast()
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of what this rank owns."""
+        return self.learner.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the same rank, of as many, with the same strategy."""
+        self.learner.optimizer.load_state_dict(state_dict)
+        self.param_groups, self.state = self.learner.optimizer.param_groups, self.learner.optimizer.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """While it is made only. Raises ConfigError later: who owns what is settled."""
+        if hasattr(self, "learner"):
+            raise ConfigError("a parameter group was added after distribute. Expected all groups before it")
+        super().add_param_group(param_group)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget what has landed."""
         self.learner.landing.clear()
@@ -109,17 +138,21 @@ class DividedLoader:
 
     def __init__(self, loader: DataLoader[Any], world: World, seed: int) -> None:
         """Raises ConfigError for a loader with a sampler of its own."""
-        shuffled = isinstance(loader.sampler, RandomSampler)
-        if loader.batch_size is None or not (shuffled or isinstance(loader.sampler, SequentialSampler)):
+        sampler, self.dataset, self.batch_size = loader.sampler, loader.dataset, loader.batch_size
+        self._rows = len(loader.dataset)  # type: ignore[arg-type]
+        shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == self._rows
+        if self.batch_size is None or not (shuffled or isinstance(sampler, SequentialSampler)):
             raise ConfigError(
-                f"a loader with {type(loader.sampler).__name__} and batch size {loader.batch_size} cannot be divided. "
+                f"a loader with {type(sampler).__name__} and batch size {loader.batch_size} cannot be divided. "
                 "Expected DataLoader(dataset, batch_size=..., shuffle=...), whose rows every rank can find by itself"
             )
         self.on_batch: Callable[[int, int], None] = lambda rows, global_rows: None
-        self._batch_size, self._shuffled, self._drop_last = loader.batch_size, shuffled, loader.drop_last
-        self._rows = len(loader.dataset)  # type: ignore[arg-type]
-        self._rank, self._world_size, self._seed, self._epoch = world.rank, world.size, seed, 0
-        workers: dict[str, Any] = {"multiprocessing_context": "forkserver"} if loader.num_workers else {}
+        self._batch_size, self._shuffled, self._drop_last = self.batch_size, shuffled, loader.drop_last
+        self._rank, self._world_size, self._seed, self._epoch = world.rank, world.size, seed, -1
+        workers: dict[str, Any] = {}
+        if loader.num_workers:
+            same = ("persistent_workers", "prefetch_factor", "worker_init_fn", "timeout")
+            workers = {"multiprocessing_context": "forkserver"} | {name: getattr(loader, name) for name in same}
         self._loader = DataLoader(
             loader.dataset,
             batch_sampler=_Batches(self),
@@ -135,11 +168,17 @@ class DividedLoader:
         return whole + (rest > 0 and not self._drop_last)
 
     def __iter__(self) -> Iterator[Any]:
-        """One epoch."""
+        """One epoch; the next has another order, even if this one is left early. All ranks do the same."""
+        self._epoch += 1
         for batch, (start, stop, first, end) in zip(self._loader, self._plan(), strict=True):
             self.on_batch(stop - start, end - first)
             yield batch
-        self._epoch += 1
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What must be the same on all ranks."""
+        names = {"the number of rows": "_rows", "batch_size": "_batch_size", "shuffle": "_shuffled"}
+        return {name: getattr(self, place) for name, place in (names | {"drop_last": "_drop_last"}).items()}
 
     def _plan(self) -> Iterator[tuple[int, int, int, int]]:
         """Per batch: positions [start, stop) that are this rank's, of [first, end)."""

@@ -145,6 +145,8 @@ def _cells(predicted: Tensor, outputs: Tensor, spec: Spec) -> Rows:
         names = spec.class_names or [str(label) for label in range(spec.classes or 0)]
         chances = outputs.softmax(-1).amax(-1)
         return [[names[int(label)], f"{float(p):.6f}"] for label, p in zip(predicted, chances, strict=True)]
+    if spec.target == "tokens" and spec.classes != 256:
+        return [[" ".join(map(str, row))] for row in predicted.tolist()]
     if spec.target == "tokens":
         return [[bytes(row.tolist()).decode("utf-8", "replace")] for row in predicted.to(torch.uint8)]
     return [[repr(value) for value in row] for row in predicted.flatten(1).numpy().astype(float).tolist()]

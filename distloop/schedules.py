@@ -22,6 +22,8 @@ def build_schedule(
     ``warmup_steps``: the rate rises linearly to its full height first.
     Raises ConfigError for a name that is none.
     """
+    if arguments and name in BUILT_IN:
+        raise ConfigError(f"schedule={name} takes no arguments, and was given {', '.join(arguments)}. Expected none")
     if name == "constant" and not warmup_steps:
         return ConstantRate()
     main = _main(name, arguments, max(1, total_steps - warmup_steps), optimizer)

@@ -47,7 +47,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_digits_by_name() -> None:
     data = open_data("digits")
-    assert (len(data.train), len(data.validation)) == (1617, 180)
+    assert (len(data.train), len(data.validation)) == (1438, 359)
     assert len(open_data("digits", holdout=0).validation) == 0
     assert open_data("digits", task="regression").train.spec.target == "number"
     whole = torch.cat([every(data.train)[0], every(data.validation)[0]]).sum()
@@ -106,7 +106,7 @@ def test_datasets_and_sources_as_objects() -> None:
         ("table.csv", {}, DataError, "there is no file .*table.csv"),
         ("no_such_module:thing", {}, ConfigError, "no module no_such_module in"),
         ("mydata:thing", {}, ConfigError, "mydata has no thing; it has .*pairs"),
-        ("mydata:needy", {}, ConfigError, "needs arguments .*'folder'"),
+        ("mydata:needy", {}, ConfigError, "cannot be called with no arguments .*'folder'"),
         ("mydata:number", {}, ConfigError, "data is a int; expected a map-style torch Dataset"),
         ("mydata.py", {}, ConfigError, "files ending in .py are not known; expected a built-in"),
         ("mydata:pairs", {"target": "x"}, ConfigError, "target=x names the column of a table; the data is a Tensor"),
@@ -171,10 +171,10 @@ def test_the_last_rows_of_a_text_are_held_out(here: Path) -> None:
     text = bytes(range(256)) * 4
     Path("text.txt").write_bytes(text)
     Path("text.log").write_bytes(text)
-    data = open_data("text.txt", context=10)
+    data = open_data("text.txt", context=10, holdout=0.1)
     assert (len(data.train), len(data.validation)) == (92, 10)
     assert bytes(every(data.validation)[0].ravel().tolist()) == text[920:1020]
-    assert len(open_data("text.log", context=10, task="language").train) == 92
+    assert len(open_data("text.log", context=10, task="language", holdout=0.1).train) == 92
     with pytest.raises(ConfigError, match="task=regression with the text"):
         open_data("text.txt", task="regression")
 

@@ -89,7 +89,9 @@ def test_a_number_that_is_missing_in_a_mapped_file(launch, folder, mpi_name):
     np.save(folder / "targets.npy", (np.arange(400) % 3))
     data = ["--data", "inputs.npy", "--targets", "targets.npy", "--model", "linear", "--batch-size", "4"]
     done = launch(2, "-m", "distloop.train", *data, mpi=mpi_name, cwd=folder)
-    assert done.returncode == 2
+    assert done.returncode in (
+        (2, 255) if mpi_name == "impi" else (2,)
+    )  # Intel's launcher keeps no aborted rank's code
     assert done.stderr.count("error: ") == 1
     assert "row 123, column 1 are nan" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,6 +1,6 @@
 """How bytes move between ranks. Importing it initialises MPI."""
 
-from distloop.comm.agree import agree, at_root, exchange, together
+from distloop.comm.agree import agree, agree_on, at_root, exchange, together
 from distloop.comm.collective import Collective, as_array
 from distloop.comm.counted import CountedComm, Traffic
 from distloop.comm.native import Native
@@ -17,6 +17,7 @@ __all__ = [
     "Traffic",
     "World",
     "agree",
+    "agree_on",
     "as_array",
     "at_root",
     "exchange",

@@ -88,3 +88,16 @@ def at_root(comm: MPI.Intracomm, compute: Callable[[], Any]) -> Any:
     if problem:
         raise _agreed(*problem)
     return value
+
+
+def agree_on(comm: MPI.Intracomm, facts: dict[str, Any]) -> None:
+    """Raise ConfigError on all ranks unless they all give the same value for each of ``facts``."""
+    said = exchange(comm, facts)
+    for rank, other in enumerate(said):
+        for name, value in said[0].items():
+            if other[name] != value:
+                raise _agreed(
+                    "ConfigError",
+                    f"{name} differs between ranks: rank 0 has {value}, rank {rank} has {other[name]}. Expected the "
+                    "same on all ranks: each is given all of the data, and distloop divides the rows",
+                )

@@ -52,8 +52,8 @@ class Collective(ABC):
     def vector(self, what: str, flat: Flat) -> Array:
         """``flat`` as an array over the same memory, once ranks agree that they hold the same.
 
-        Asked the first time that a length and type occur, so that a training step pays nothing.
-        Raises ShapeError on all ranks where they differ.
+        Asked the first time that a rank sees a length and type, so that a training step pays nothing. Raises
+        ShapeError on all ranks where they differ then; a later confusion of two lengths known to all is not noticed.
         """
         array = as_array(flat)
         signature = (what, array.size, array.dtype.name)

@@ -49,7 +49,7 @@ class DatasetSource:
         names = _class_names(dataset) if target == "class" else None
         shape = tuple(inputs.shape[1:]) or (1,)
         numbers = 1 if targets.ndim == 1 or target == "class" else targets.shape[-1]
-        dtype = _model_inputs(inputs).dtype
+        dtype = model_inputs(inputs).dtype
         self._spec = Spec(shape, dtype, target, len(names) if names else None, names, numbers)
         self._empty = tuple(part[:0] for part in self.rows(np.zeros(1, np.int64)))
 
@@ -66,7 +66,7 @@ class DatasetSource:
         if indices.size == 0:
             return self._empty[0], self._empty[1]
         inputs, targets = self._collated(indices.tolist())
-        inputs = _model_inputs(inputs).reshape(len(indices), *inputs.shape[1:] or (1,))
+        inputs = model_inputs(inputs).reshape(len(indices), *inputs.shape[1:] or (1,))
         if inputs.is_floating_point():
             check_finite(inputs.numpy(), indices, "the inputs", self._name)
         if self._spec.target == "tokens":
@@ -135,7 +135,8 @@ class DatasetSource:
         return targets.reshape(len(indices), 1) if targets.ndim == 1 else targets
 
 
-def _model_inputs(inputs: torch.Tensor) -> torch.Tensor:
+def model_inputs(inputs: torch.Tensor) -> torch.Tensor:
+    """As models are given them: bytes as fractions of 255, other numbers as float32, whole ones as int64."""
     if inputs.dtype == torch.uint8:
         return inputs.to(torch.float32).div_(255)
     return inputs.to(torch.float32 if inputs.is_floating_point() or inputs.dtype == torch.bool else torch.int64)

@@ -67,8 +67,8 @@ def _weight(loss_function: nn.Module, targets: Tensor) -> float:
     """What torch's own mean divides the sum by: targets, less the ignored ones, each as its class weighs."""
     if not isinstance(loss_function, nn.CrossEntropyLoss | nn.NLLLoss):
         return float(targets.numel())
-    if targets.is_floating_point():  # probabilities of classes: a row each
-        return float(len(targets))
+    if targets.is_floating_point():  # probabilities (B, classes, ...): one target for all classes
+        return float(targets.numel() // targets.shape[1])
     counted = targets != loss_function.ignore_index
     if loss_function.weight is None:
         return float(counted.sum())

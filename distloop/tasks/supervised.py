@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -122,17 +122,15 @@ class Supervised(Task[Epoch]):
         return loss
 
     def measure(self, learners: Mapping[str, Learner], batches: Iterable[tuple[Tensor, Tensor]]) -> Sums:
-        """Sums over these rows of the loss and of what the metrics need; the module is left in training mode."""
+        """Sums over these rows of the loss and of what the metrics need."""
         module, sums = learners["model"].module, {"loss": 0.0, "weight": 0.0}
-        module.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluating(module):
             for inputs, targets in batches:
                 if len(inputs):
                     outputs, wanted = self._forward(module, inputs), targets.to(self.device)
                     loss = self.loss(outputs, wanted)
                     found = self.goal.measure(outputs, wanted) | {"loss": float(loss.total), "weight": loss.weight}
                     sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
-        module.train()
         return sums
 
     @property
@@ -148,16 +146,14 @@ class Supervised(Task[Epoch]):
     def check(self, module: torch.nn.Module) -> None:
         """Try one row, before anything is trained. Raises ModelError if model, loss and data do not fit."""
         inputs, targets = self.source.rows(np.arange(1, dtype=np.int64))
-        module.eval()
         try:
-            outputs = self._forward(module, inputs)
+            with evaluating(module):
+                outputs = self._forward(module, inputs)
         except Exception as error:
             raise ModelError(
                 f"the model does not take a row of this data, inputs {_shape(inputs)}: {_told(error)}. "
                 "Expected a model for inputs of that shape: see --model and --model-args"
             ) from error
-        finally:
-            module.train()
         self._check_outputs(outputs, targets.to(self.device))
 
     def _check_outputs(self, outputs: Any, targets: Tensor) -> None:
@@ -185,6 +181,18 @@ class Supervised(Task[Epoch]):
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """In evaluation mode for a while; parts that were in it before (a frozen backbone) stay there."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _shape(value: Any) -> str:

@@ -134,3 +134,68 @@ def test_what_cannot_be_divided_is_refused_on_all_ranks(comm: Any) -> None:
     used.step()
     with pytest.raises(ConfigError, match="has taken steps already"):
         distribute(model, used, loader_of())
+
+
+def test_a_batch_of_ones_own_counts_as_an_equal_share(comm: Any) -> None:
+    """Before the loader has given any batch: every rank's mean weighs the same."""
+    alone, shared = network(), network()
+    plain = momentum(alone)
+    inputs, targets = rows()[:6]
+    nn.functional.cross_entropy(alone(inputs), targets).backward()
+    plain.step()
+    optimizer, _ = distribute(shared, momentum(shared), loader_of())
+    nn.functional.cross_entropy(shared(inputs), targets).backward()
+    optimizer.step()
+    torch.testing.assert_close(vector(shared), vector(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_an_epoch_left_early_is_followed_by_another_order(comm: Any) -> None:
+    model = network()
+    loader = DataLoader(TensorDataset(torch.arange(ROWS)), batch_size=10, shuffle=True)
+    _, divided = distribute(model, momentum(model), loader)
+    seen = [exchange(comm, next(iter(divided))[0].tolist()) for _ in range(2)]
+    assert seen[0] != seen[1]
+    assert len(divided.dataset) == ROWS and divided.batch_size == 10
+
+
+def test_parameters_outside_the_model_are_refused(comm: Any) -> None:
+    model, head = network(), nn.Linear(3, 1)
+    optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
+    with pytest.raises(ConfigError, match="parameters that the model has not"):
+        distribute(model, optimizer, loader_of())
+
+
+def test_ranks_with_other_data_are_told_so(comm: Any, rank: int, world_size: int) -> None:
+    if world_size == 1:
+        pytest.skip("one rank agrees with itself")
+    model = network()
+    mine = DataLoader(TensorDataset(torch.arange(ROWS + rank)), batch_size=10)
+    with pytest.raises(ConfigError, match=f"number of rows differs between ranks: rank 0 has {ROWS}, rank 1 has"):
+        distribute(model, momentum(model), mine)
+
+
+@pytest.mark.parametrize("strategy", ["ring", "zero"])
+def test_state_is_saved_and_loaded_in_place(comm: Any, strategy: str) -> None:
+    model = network()
+    optimizer, loader = distribute(model, momentum(model), loader_of(), strategy)
+    inputs, targets = next(iter(loader))
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = 0.0
+    optimizer.load_state_dict(state)
+    before = vector(model).clone()
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    optimizer.step()
+    assert torch.equal(vector(model), before)
+    with pytest.raises(ConfigError, match="added after distribute"):
+        optimizer.add_param_group({"params": [torch.zeros(1)]})
+
+
+def test_adagrad_has_state_before_its_first_step(comm: Any) -> None:
+    def adagrad(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adagrad(model.parameters(), lr=0.1, initial_accumulator_value=0.5)
+
+    alone = script(adagrad, None)
+    together = script(adagrad, lambda *given: distribute(*given, strategy="zero"))
+    torch.testing.assert_close(vector(together), vector(alone), rtol=1e-5, atol=2e-6)
