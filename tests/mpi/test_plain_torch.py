@@ -165,9 +165,8 @@ def test_parameters_outside_the_model_are_refused(comm: Any) -> None:
         distribute(model, optimizer, loader_of())
 
 
-def test_ranks_with_other_data_are_told_so(comm: Any, rank: int, world_size: int) -> None:
-    if world_size == 1:
-        pytest.skip("one rank agrees with itself")
+@pytest.mark.mpi(min_size=2)
+def test_ranks_with_other_data_are_told_so(comm: Any, rank: int) -> None:
     model = network()
     mine = DataLoader(TensorDataset(torch.arange(ROWS + rank)), batch_size=10)
     with pytest.raises(ConfigError, match=f"number of rows differs between ranks: rank 0 has {ROWS}, rank 1 has"):
