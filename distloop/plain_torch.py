@@ -9,7 +9,7 @@ lets the script's own optimizer apply them there, and broadcasts the parameters.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, final
 
 import torch
@@ -27,7 +27,7 @@ from distloop.strategies import strategy as strategy_named
 def distribute(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loader: DataLoader[Any],
+    loader: DataLoader[Any] | DividedLoader,
     strategy: str = "ring",
     clip: float | None = None,
     seed: int = 0,
@@ -38,7 +38,9 @@ def distribute(
 
     The loader's batch size becomes that of the global batch: each rank gets its part, in an order that ``seed`` and the
     number of the epoch decide, so that the result is that of one process. The loss must be a mean over the batch.
-    ``clip``: largest global norm of the gradient; ``clip_grad_norm_`` finds nothing, as gradients live elsewhere.
+    A second model and optimizer (a GAN) take the loader that the first call returned: they share its batches.
+    ``clip``: largest global norm of the gradient of all that ``model`` trains; ``clip_grad_norm_`` finds nothing, as
+    gradients live elsewhere.
     Collective: all ranks call it, before the first step. Raises ConfigError on all ranks for what cannot be divided.
     """
     world = World.start()
@@ -48,12 +50,12 @@ def distribute(
             raise ConfigError(
                 "the optimizer has taken steps already. Expected a fresh one: call distribute before the loop"
             )
-        divided = DividedLoader(loader, world, seed)
+        divided = loader if isinstance(loader, DividedLoader) else DividedLoader(loader, world, seed)
         adopted = _Adopted(model, optimizer)
     agree_on(world.comm.control, divided.facts | {"strategy": strategy, "clip": clip, "seed": seed})
     learner = Learner(model, *strategy_named(strategy, world.comm), adopted, clip=clip)
     stepping = DistributedOptimizer(learner)
-    divided.on_batch = stepping.weigh
+    divided.listeners.append(stepping.weigh)
     return stepping, divided
 
 
@@ -139,14 +141,14 @@ class DividedLoader:
     def __init__(self, loader: DataLoader[Any], world: World, seed: int) -> None:
         """Raises ConfigError for a loader with a sampler of its own."""
         sampler, self.dataset, self.batch_size = loader.sampler, loader.dataset, loader.batch_size
-        self._rows = len(loader.dataset)  # type: ignore[arg-type]
+        self._rows = len(loader.dataset) if isinstance(loader.dataset, Sized) else 0
         shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == self._rows
         if self.batch_size is None or not (shuffled or isinstance(sampler, SequentialSampler)):
             raise ConfigError(
                 f"a loader with {type(sampler).__name__} and batch size {loader.batch_size} cannot be divided. "
                 "Expected DataLoader(dataset, batch_size=..., shuffle=...), whose rows every rank can find by itself"
             )
-        self.on_batch: Callable[[int, int], None] = lambda rows, global_rows: None
+        self.listeners: list[Callable[[int, int], None]] = []
         self._batch_size, self._shuffled, self._drop_last = self.batch_size, shuffled, loader.drop_last
         self._rank, self._world_size, self._seed, self._epoch = world.rank, world.size, seed, -1
         workers: dict[str, Any] = {}
@@ -171,7 +173,8 @@ class DividedLoader:
         """One epoch; the next has another order, even if this one is left early. All ranks do the same."""
         self._epoch += 1
         for batch, (start, stop, first, end) in zip(self._loader, self._plan(), strict=True):
-            self.on_batch(stop - start, end - first)
+            for listener in self.listeners:
+                listener(stop - start, end - first)
             yield batch
 
     @property

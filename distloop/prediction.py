@@ -52,14 +52,14 @@ def predict_rows(config: PredictConfig, world: World) -> str:
     Collective. Returns what there is to say. Raises a UserError on all ranks for what is wrong.
     """
     torch.set_num_threads(config.threads or world.threads)
-    run, control = Path(config.run), world.comm.control
+    run, control = Path(config.run).expanduser(), world.comm.control
     with together(control):
         summary = _read_summary(run)
         trained, spec = read_config(run / "config.yaml"), _spec(summary)
         device = pick_device(config.device, world.local_rank)
         module = _load(trained, spec, run, device)
         source = _open(config.data, trained, spec)
-    output = Path(config.output) if config.output else run / "predictions.csv"
+    output = Path(config.output).expanduser() if config.output else run / "predictions.csv"
     at_root(control, lambda: _refuse_existing(output))
     mine = Partition.even(len(source), world.size).slice_of(world.rank)
     with together(control):

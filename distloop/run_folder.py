@@ -47,7 +47,7 @@ class RunFolder:
         Raises:  ConfigError if ``path`` is a file, holds anything, belongs to a run that is alive, or
                  cannot be made.
         """
-        folder = Path("runs") if path is None else Path(path)
+        folder = Path("runs") if path is None else Path(path).expanduser()
         try:
             if folder.exists() and not folder.is_dir():
                 raise ConfigError(f"--run-dir {folder} is a file; {_EXPECTED}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -198,3 +198,34 @@ def test_adagrad_has_state_before_its_first_step(comm: Any) -> None:
     alone = script(adagrad, None)
     together = script(adagrad, lambda *given: distribute(*given, strategy="zero"))
     torch.testing.assert_close(vector(together), vector(alone), rtol=1e-5, atol=2e-6)
+
+
+def test_two_models_share_one_loader(comm: Any) -> None:
+    def train(change: Callable[..., Any] | None) -> Tensor:
+        encoder, head = network(), nn.Linear(3, 3)
+        with torch.no_grad():
+            head.weight.copy_(torch.eye(3))
+            head.bias.zero_()
+        first, second, loader = momentum(encoder), momentum(head), loader_of()
+        if change is not None:
+            first, loader = change(encoder, first, loader)
+            second, loader = change(head, second, loader)
+        for inputs, targets in loader:
+            first.zero_grad()
+            second.zero_grad()
+            nn.functional.cross_entropy(head(encoder(inputs)), targets).backward()
+            first.step()
+            second.step()
+        return torch.cat([vector(encoder), vector(head)])
+
+    torch.testing.assert_close(train(distribute), train(None), rtol=1e-5, atol=2e-6)
+
+
+def test_a_dataset_without_length_is_refused(comm: Any) -> None:
+    class Stream(torch.utils.data.IterableDataset[Tensor]):
+        def __iter__(self) -> Iterator[Tensor]:
+            return iter([])
+
+    model = network()
+    with pytest.raises(ConfigError, match="cannot be divided"):
+        distribute(model, momentum(model), DataLoader(Stream(), batch_size=2))
