@@ -9,6 +9,8 @@ DistloopError
 └── NotFiniteError       the loss is not finite; the weights are those before it
 """
 
+from typing import Self
+
 
 class DistloopError(Exception):
     """Everything that distloop raises on purpose.
@@ -17,6 +19,11 @@ class DistloopError(Exception):
     """
 
     everywhere = False
+
+    def on_all_ranks(self) -> Self:
+        """The same error, said to be raised by all ranks."""
+        self.everywhere = True
+        return self
 
 
 class UserError(DistloopError):

@@ -127,8 +127,7 @@ class Run:
                 f"parameter {broken} is not finite after step {self.progress.step}, though the loss was. The weights "
                 "that are kept are those of the epoch before: lower the learning rate, or clip the gradient"
             )
-            error.everywhere = True
-            raise error
+            raise error.on_all_ranks()
         self._keep_weights()
         self.validation = evaluate(job.task, {"model": job.learner}, job.data.validation, job.world.comm.control)
         row = self._row(self.train_loss) | self._named_validation()

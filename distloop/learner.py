@@ -215,8 +215,7 @@ class Learner:
             f"{what} is not finite at step {self.steps + 1}{where}. The weights are those before that step: "
             "lower the learning rate, clip the gradient, or look at the data"
         )
-        error.everywhere = True
-        return error
+        return error.on_all_ranks()
 
     def _norm(self) -> float:
         """Of the summed gradient over all parameters and, where each rank owns a part, over all ranks."""

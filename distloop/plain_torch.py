@@ -140,16 +140,16 @@ class DividedLoader:
 
     def __init__(self, loader: DataLoader[Any], world: World, seed: int) -> None:
         """Raises ConfigError for a loader with a sampler of its own."""
-        sampler, self.dataset, self.batch_size = loader.sampler, loader.dataset, loader.batch_size
+        sampler, self.dataset = loader.sampler, loader.dataset
         self._rows = len(loader.dataset) if isinstance(loader.dataset, Sized) else 0
         shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == self._rows
-        if self.batch_size is None or not (shuffled or isinstance(sampler, SequentialSampler)):
+        if loader.batch_size is None or not (shuffled or isinstance(sampler, SequentialSampler)):
             raise ConfigError(
                 f"a loader with {type(sampler).__name__} and batch size {loader.batch_size} cannot be divided. "
                 "Expected DataLoader(dataset, batch_size=..., shuffle=...), whose rows every rank can find by itself"
             )
         self.listeners: list[Callable[[int, int], None]] = []
-        self._batch_size, self._shuffled, self._drop_last = self.batch_size, shuffled, loader.drop_last
+        self.batch_size, self._shuffled, self._drop_last = loader.batch_size, shuffled, loader.drop_last
         self._rank, self._world_size, self._seed, self._epoch = world.rank, world.size, seed, -1
         workers: dict[str, Any] = {}
         if loader.num_workers:
@@ -166,7 +166,7 @@ class DividedLoader:
 
     def __len__(self) -> int:
         """Global batches of an epoch."""
-        whole, rest = divmod(self._rows, self._batch_size)
+        whole, rest = divmod(self._rows, self.batch_size)
         return whole + (rest > 0 and not self._drop_last)
 
     def __iter__(self) -> Iterator[Any]:
@@ -180,13 +180,13 @@ class DividedLoader:
     @property
     def facts(self) -> dict[str, Any]:
         """What must be the same on all ranks."""
-        names = {"the number of rows": "_rows", "batch_size": "_batch_size", "shuffle": "_shuffled"}
+        names = {"the number of rows": "_rows", "batch_size": "batch_size", "shuffle": "_shuffled"}
         return {name: getattr(self, place) for name, place in (names | {"drop_last": "_drop_last"}).items()}
 
     def _plan(self) -> Iterator[tuple[int, int, int, int]]:
         """Per batch: positions [start, stop) that are this rank's, of [first, end)."""
         for batch in range(len(self)):
-            first, end = batch * self._batch_size, min((batch + 1) * self._batch_size, self._rows)
+            first, end = batch * self.batch_size, min((batch + 1) * self.batch_size, self._rows)
             mine = Partition.even(end - first, self._world_size).slice_of(self._rank)
             yield first + mine.start, first + mine.stop, first, end
 

@@ -31,8 +31,7 @@ def check_same_model(control: MPI.Intracomm, module: nn.Module) -> None:
         f"rank {other} has another model than rank 0: {_difference(everyone[0], everyone[other], other)}. Expected the "
         "same model on all ranks: build it from the configuration alone, not from the rank, the host or the data shard"
     )
-    error.everywhere = True
-    raise error
+    raise error.on_all_ranks()
 
 
 def _difference(first: Sequence[str], second: Sequence[str], other: int) -> str:

@@ -39,8 +39,7 @@ def agree(comm: MPI.Intracomm, problem: DistloopError | None) -> None:
 
 def _agreed(kind: str, text: str) -> DistloopError:
     error: DistloopError = getattr(errors, kind, DistloopError)(text)
-    error.everywhere = True
-    return error
+    return error.on_all_ranks()
 
 
 def _summary(answers: list[Any]) -> str:

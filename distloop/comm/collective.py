@@ -12,7 +12,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from distloop.comm.agree import agree, exchange
+from distloop.comm.agree import exchange
 from distloop.comm.counted import counted
 from distloop.comm.mpi import MPI
 from distloop.errors import ShapeError
@@ -66,8 +66,7 @@ class Collective(ABC):
         if any(answer != list(signature) for answer in answers):
             each = "; ".join(f"rank {rank}: {name} of {size} {kind}" for rank, (name, size, kind) in enumerate(answers))
             error = ShapeError(f"ranks disagree about a collective call ({each}). Expected the same call on all ranks")
-            error.everywhere = True
-            raise error
+            raise error.on_all_ranks()
         self._agreed.add(signature)
 
 
@@ -88,4 +87,4 @@ def as_array(flat: Flat) -> Array:
     return flat
 
 
-__all__ = ["Array", "Collective", "Flat", "agree", "as_array"]
+__all__ = ["Array", "Collective", "Flat", "as_array"]
