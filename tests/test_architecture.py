@@ -16,7 +16,7 @@ LAYERS = [
     "errors partition",
     "imports",
     "comm",
-    "flat landing optimizers ownership placement replicas",
+    "flat landing optimizers ownership placement replicas timeline",
     "strategies",
     "learner",
     "loop",
