@@ -7,28 +7,34 @@ so the halves are the interface. All work in place on one contiguous vector of h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
 
 from distloop.comm.agree import exchange
 from distloop.comm.counted import counted
+from distloop.comm.memory import Array, Memory, PrivateMemory
 from distloop.comm.mpi import MPI
 from distloop.errors import ShapeError
 from distloop.partition import Partition
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Flat = Array | torch.Tensor
 
 
 class Collective(ABC):
     """One algorithm over the ranks of ``comm``. Every method is collective: all ranks call it, in the same order."""
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    memory: Memory
+    """Where vectors should lie that are to be moved fast; others are taken too."""
+    overlaps: bool
+    """Whether a network is in the way, so that moving vectors while the rank computes hides time."""
+
+    def __init__(self, comm: MPI.Intracomm, memory: Memory | None = None, overlaps: bool = False) -> None:
         """``comm`` is used as it is if it counts its traffic, else duplicated into one that does (collective)."""
         self.comm = counted(comm)
         self.rank, self.world_size = comm.rank, comm.size
+        self.memory, self.overlaps = memory or PrivateMemory(), overlaps
         self._agreed: set[tuple[str, int, str]] = set()
 
     @abstractmethod
