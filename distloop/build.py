@@ -64,8 +64,31 @@ class Job:
         return " · ".join([world.describe(self.threads), world.library, config.strategy, str(self.device)])
 
 
+@dataclass(frozen=True)
+class Ingredients:
+    """All that a run needs besides a learner, which moves ``module`` into memory of its own."""
+
+    data: Data
+    task: Supervised
+    module: nn.Module
+    schedule: Any
+    loader: Loader
+    device: torch.device
+    threads: int
+
+
 def build(config: Config, world: World, given: Given) -> Job:
     """Collective. Raises a UserError on all ranks if anything given is wrong on any."""
+    found = prepare(config, world, given)
+    learner = Learner(
+        found.module, *strategy(config.strategy, world.comm), config.optimizer, found.schedule, config.clip
+    )
+    torch.manual_seed(key_of(config.seed, world.rank, world.size) % 2**63)  # each rank drops out other units
+    return Job(world, config, found.data, found.task, learner, found.loader, found.device, found.threads)
+
+
+def prepare(config: Config, world: World, given: Given) -> Ingredients:
+    """What comes before the learner. Collective. Raises a UserError on all ranks if anything given is wrong on any."""
     control = world.comm.control
     threads = config.threads or world.threads
     torch.set_num_threads(threads)
@@ -79,12 +102,10 @@ def build(config: Config, world: World, given: Given) -> Job:
         module = given.module or build_model(config.model, data.train.spec, config.model_args)
         module = module.to(device)
         loader = Loader(data.train, config.workers, seed=key_of(config.seed, world.rank))
-        task = _task(config, given, data, Shard(world.rank, world.size), device, loader)
+        task = make_task(config, given, data, Shard(world.rank, world.size), device, loader)
         task.check(module)
         schedule = _schedule(config, task)
-    learner = Learner(module, *strategy(config.strategy, world.comm), config.optimizer, schedule, config.clip)
-    torch.manual_seed(key_of(config.seed, world.rank, world.size) % 2**63)  # each rank drops out other units
-    return Job(world, config, data, task, learner, loader, device, threads)
+    return Ingredients(data, task, module, schedule, loader, device, threads)
 
 
 def _facts(config: Config, data: Data) -> dict[str, Any]:
@@ -164,7 +185,10 @@ def pick_device(name: str, local_rank: int) -> torch.device:
     return device
 
 
-def _task(config: Config, given: Given, data: Data, shard: Shard, device: torch.device, loader: Loader) -> Supervised:
+def make_task(
+    config: Config, given: Given, data: Data, shard: Shard, device: torch.device, loader: Loader
+) -> Supervised:
+    """The task on one rank's share of the rows."""
     batch_size = len(data.train) if config.batch_size == "all" else config.batch_size
     return Supervised(
         data.train,
