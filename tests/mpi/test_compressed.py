@@ -1,0 +1,85 @@
+"""Compressed sums with a real library: the same sums, bytes and bits as on threads, and messages of every size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distloop.comm import PowerSGD, Shared, TopK
+from tests.collective_cases import integers
+from tests.compressed_cases import SHAPES, WRAPPED, gradients, length_of, low_rank_lengths, normal, ring_bytes
+
+pytestmark = [pytest.mark.mpi(timeout=60)]
+
+LENGTH = length_of(SHAPES)
+LARGE = ((1000, 700), (700,))
+COMPRESSIONS = {"topk": lambda inner: TopK(inner, 0.05), "powersgd": lambda inner: PowerSGD(inner, 2)}
+wrapped = pytest.mark.parametrize("name", WRAPPED)
+compressions = pytest.mark.parametrize("make", COMPRESSIONS.values(), ids=COMPRESSIONS)
+
+
+@wrapped
+def test_topk_of_all_is_the_plain_sum(name, counted, rank, world_size):
+    collective = TopK(WRAPPED[name](counted), fraction=1)
+    for shapes in (SHAPES, LARGE):
+        vector = gradients(collective, shapes)
+        given = integers(vector.size, world_size)
+        vector[:] = given[rank]
+        collective.all_reduce(vector)
+        np.testing.assert_array_equal(vector, given.sum(0))
+
+
+@wrapped
+@compressions
+def test_nothing_is_lost_and_all_ranks_have_the_same_bits(make, name, counted, comm, rank, world_size):
+    steps = 10
+    given = normal(world_size, steps * LENGTH).reshape(world_size, steps, LENGTH)
+    collective = make(WRAPPED[name](counted))
+    vector, total = gradients(collective), np.zeros(LENGTH, np.float64)
+    for step in range(steps):
+        vector[:] = given[rank, step]
+        collective.all_reduce(vector)
+        assert len(set(comm.allgather(vector.tobytes()))) == 1
+        total += vector
+    kept = sum(comm.allgather(collective.state()["0.residual"].astype(np.float64)))
+    np.testing.assert_allclose(total + kept, given.sum((0, 1), dtype=np.float64), rtol=1e-4, atol=1e-3)
+
+
+@compressions
+def test_in_the_memory_of_a_node(make, counted, comm, rank, world_size):
+    """Pairs and products lie where the neighbours read them; what comes out is what messages give."""
+    given = normal(world_size, LENGTH)
+    found = []
+    for inner in (Shared(counted), WRAPPED["native"](counted)):
+        collective = make(inner)
+        vector = gradients(collective)
+        for _ in range(3):
+            vector[:] = given[rank]
+            collective.all_reduce(vector)
+        assert len(set(comm.allgather(vector.tobytes()))) == 1
+        found.append(vector)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
+def test_powersgd_reproduces_a_sum_of_low_rank(counted, rank, world_size):
+    generator = np.random.default_rng(2)
+    whole = (generator.standard_normal((1000, 3)) @ generator.standard_normal((3, 700))).astype(np.float32)
+    noise = normal(world_size, whole.size)
+    collective = PowerSGD(WRAPPED["ring"](counted), rank=3)
+    vector = gradients(collective, [whole.shape])
+    vector[:] = noise[rank] - noise.mean(0) + whole.ravel() / world_size
+    collective.all_reduce(vector)
+    np.testing.assert_allclose(vector.reshape(whole.shape), whole, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, LARGE], ids=["small", "large"])
+def test_bytes_are_those_of_the_formulas(shapes, counted, rank, world_size):
+    length, before = length_of(shapes), counted.sent.copy()
+    collective = PowerSGD(WRAPPED["ring"](counted), 4)
+    collective.all_reduce(gradients(collective, shapes))
+    first, second = low_rank_lengths(shapes, 4)
+    assert (counted.sent - before).bytes == sum(ring_bytes(part, rank, world_size) for part in (first, second))
+    before, count = counted.sent.copy(), 200
+    collective = TopK(WRAPPED["ring"](counted), count / length)
+    collective.all_reduce(gradients(collective, shapes))
+    assert (counted.sent - before).bytes == (4 + 4) * count * (world_size - 1)
