@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
-import docstring_parser
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -17,12 +16,12 @@ from torch.optim import Optimizer
 from distloop.comm import at_root, together
 from distloop.comm.mpi import MPI
 from distloop.errors import ConfigError
-from distloop.parsing import explained, new_parser, normalised, option_of
+from distloop.parsing import explained, make_parser, parse
 from distloop.strategies import NAMES
 
 # jsonargparse shows and checks this type; what torch's optimizers take includes named tensors.
 MakeOptimizer = Callable[[Iterable[torch.Tensor]], Optimizer]
-Strategy = Literal["star", "ring", "native", "parameter-server", "zero", "zero-offload"]
+Strategy = Literal["star", "ring", "native", "shared", "parameter-server", "zero", "zero-offload"]
 
 
 def _adam() -> dict[str, Any]:
@@ -119,24 +118,6 @@ class Config:
 assert get_type_hints(Config)["strategy"].__args__ == NAMES
 
 
-def make_parser(prog: str, description: str, schema: type[Any] = Config) -> ArgumentParser:
-    """A parser with an option for every field of the dataclass ``schema``; its help is the field's docstring."""
-    required = [entry.name for entry in fields(schema) if MISSING is entry.default is entry.default_factory]
-    parser = new_parser(prog, description, required)
-    parser.add_argument("--config", action="config", help="A configuration file; options after it override its keys")
-    helps = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(schema).params}
-    hints = get_type_hints(schema)
-    for entry in fields(schema):
-        text = " ".join((helps[entry.name] or "").split())
-        if entry.name in required:
-            parser.add_argument(entry.name, type=hints[entry.name], help=text)
-            continue
-        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        action = parser.add_argument(option_of(entry.name), type=hints[entry.name], default=default, help=text)
-        action.sub_add_kwargs = {"fail_untyped": False}  # a user's own class need not say the types of its arguments
-    return parser
-
-
 Schema = TypeVar("Schema")
 
 
@@ -164,15 +145,12 @@ def parse_together(
 
 
 def _parse(parser: ArgumentParser, arguments: Sequence[str], schema: type[Any]) -> tuple[str, int]:
-    try:
-        namespace = parser.parse_args(normalised(arguments, schema))
-        _fuse(namespace)
-        resolved: str = parser.dump(namespace, skip_unset=False)
-        return resolved, 0
-    except SystemExit as stop:  # --help and --print_config
-        return "", int(stop.code or 0)
-    except Exception as error:
-        raise ConfigError(f"{explained(error, schema)}\nAll options: --help") from error
+    namespace, code = parse(parser, arguments, schema)
+    if namespace is None:
+        return "", code
+    _fuse(namespace)
+    resolved: str = parser.dump(namespace, skip_unset=False)
+    return resolved, 0
 
 
 def _instantiate(parser: ArgumentParser, resolved: str, schema: type[Schema]) -> Schema:

@@ -1,4 +1,5 @@
-"""Gradients land in the flat vector while they are hot: as soon as autograd has each one, which is then freed."""
+"""Gradients land in the flat vector: large ones while they are hot, as soon as autograd has each one, which is then
+freed; small ones all at once after backward, because a hook in Python costs more than their copy."""
 
 from __future__ import annotations
 
@@ -6,56 +7,95 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from distloop.comm.mpi import MPI
 from distloop.flat import Flat
 
+HOT_ELEMENTS = 1 << 15  # from here on: 128 KiB of float32, a quarter of a usual second-level cache
+
 
 class Landing:
-    """Hooks on every parameter. ``used[i]`` says, once agreed, whether any rank has a gradient for parameter i."""
+    """Where gradients land. ``used[i]`` says, once agreed, whether any rank has a gradient for parameter i."""
 
-    def __init__(self, flats: Sequence[Flat]) -> None:
-        """Parameters are numbered through, over all flat vectors."""
+    def __init__(self, flats: Sequence[Flat], hot_elements: int, landed: Callable[[int], None] | None = None) -> None:
+        """Parameters are numbered through, over all flat vectors; those of at least ``hot_elements`` have hooks.
+
+        ``landed``: told by each hook of the number of its parameter.
+        """
         places = [(flat, slot) for flat in flats for slot in flat.slots]
         self.parameters: list[nn.Parameter] = [slot.parameter for _, slot in places]
         self._views = [flat.gradients[slot.start : slot.stop].view(slot.shape) for flat, slot in places]
         self._everything = bytes([1] * len(places))
         self._landed = bytearray(len(places))
+        self._tell = landed
         self.used = self._everything
         self.scale = 1.0  # of what lands: a rank's share of the global batch, where a loss is a mean over its own rows
+        hot = [index for index, parameter in enumerate(self.parameters) if parameter.numel() >= hot_elements]
+        self._cold = sorted(set(range(len(places))) - set(hot))
+        self._cold_views = [self._views[index] for index in self._cold]
+        self._cold_parameters = [self.parameters[index] for index in self._cold]
         self._handles: list[Any] = [
-            parameter.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
-            for index, parameter in enumerate(self.parameters)
+            self.parameters[index].register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
+            for index in hot
         ]
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
-        view, landed = self._views[index], self._landed
+        view, landed, tell = self._views[index], self._landed, self._tell
 
         def land(parameter: Tensor) -> None:
             gradient = parameter.grad
             assert gradient is not None
             dense = gradient.to_dense() if gradient.is_sparse else gradient
             if self.scale != 1.0:
-                dense = dense.to(view.dtype) * self.scale
+                dense = dense.to(torch.promote_types(view.dtype, torch.float32)) * self.scale
             view.add_(dense) if landed[index] else view.copy_(dense)
             landed[index] = 1
             parameter.grad = None
+            if tell is not None:
+                tell(index)
 
         return land
+
+    def sweep(self) -> None:
+        """Land what has no hook: one call for all of them, if all are there and are the first of their step."""
+        gradients = [parameter.grad for parameter in self._cold_parameters]
+        first = not any(map(self._landed.__getitem__, self._cold))
+        if first and all(gradient is not None and not gradient.is_sparse for gradient in gradients):
+            if gradients:
+                torch._foreach_copy_(self._cold_views, gradients)  # type: ignore[arg-type]
+                for index in self._cold:
+                    self._landed[index] = 1
+        else:
+            for index, view, gradient in zip(self._cold, self._cold_views, gradients, strict=True):
+                if gradient is not None:
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    view.add_(dense) if self._landed[index] else view.copy_(dense)
+                    self._landed[index] = 1
+        for parameter in self._cold_parameters:
+            parameter.grad = None
 
     @property
     def missing(self) -> bool:
         """Whether some parameter has no gradient on this rank."""
         return 0 in self._landed
 
+    def has_landed(self, indices: range) -> bool:
+        """Whether all of these parameters have one."""
+        return 0 not in self._landed[indices.start : indices.stop]
+
+    def clear_missing(self, indices: range) -> None:
+        """What of these did not land here counts as zero."""
+        for index in indices:
+            if not self._landed[index]:
+                self._views[index].zero_()
+
     def agree(self, control: MPI.Intracomm, anywhere: bool) -> None:
-        """Settle ``used``; what did not land here counts as zero. ``anywhere``: some rank is missing some."""
+        """Settle ``used``. ``anywhere``: some rank is missing some."""
         self.used = self._everything
         if not anywhere:
             return
-        for index in [i for i, landed in enumerate(self._landed) if not landed]:
-            self._views[index].zero_()
         used = np.frombuffer(bytes(self._landed), dtype=np.uint8).copy()
         control.Allreduce(MPI.IN_PLACE, used, MPI.MAX)
         self.used = used.tobytes()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 
 from distloop.comm.agree import exchange, together
 from distloop.comm.mpi import MPI
+from distloop.courier import Courier, Myself, SecondThread
 from distloop.errors import NotFiniteError
-from distloop.flat import Flat, flatten
-from distloop.landing import Landing
-from distloop.optimizers import MakeOptimizer, cuts_allowed, made
+from distloop.flat import Room, plan
+from distloop.landing import HOT_ELEMENTS, Landing
+from distloop.optimizers import MakeOptimizer, Shown, cuts_allowed, made
 from distloop.ownership import Ownership
-from distloop.partition import Partition
-from distloop.placement import Placed, Placement
+from distloop.parts import Block, Cutting, Part, Piece, bucket_bytes, parts_of
+from distloop.placement import Placement
 from distloop.replicas import Buffers, check_same_model, same_start
+from distloop.timeline import NoTimeline, Timeline
+from distloop.under_way import UnderWay
 
 if TYPE_CHECKING:
     from distloop.tasks.task import Loss
@@ -60,33 +64,11 @@ class Gradients:
         self.divisor = loss.divisor
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What this rank owns of one parameter: a whole one keeps its shape, a cut one only its number of dimensions.
-
-    So a rule such as "weight decay for matrices only", which looks at that number, holds for both.
-    """
-
-    name: str
-    parameter: Tensor
-    gradient: Tensor
-    index: int
-
-
-@dataclass(eq=False)
-class Part:
-    """One flat vector with what this rank owns of it."""
-
-    placed: Placed
-    partition: Partition | None
-    pieces: list[Piece]
-
-
 class Learner:
     """Trains ``module``, which is moved into flat vectors and made equal on all ranks (rank 0's values win).
 
     Collective: every rank makes it, with a module of the same structure, and calls its methods in the same order.
-    Use: ``gradients`` once a minibatch; then ``reduce_to_owner``, ``apply`` for each part, and ``broadcast``.
+    Use: ``gradients`` once a minibatch; then ``reduce_to_owner``, ``apply`` for each of its blocks, and ``broadcast``.
     Raises ModelError, on all ranks, if the modules' parameters or buffers differ in name, shape or type.
     """
 
@@ -98,37 +80,58 @@ class Learner:
         make_optimizer: MakeOptimizer,
         make_schedule: Callable[[torch.optim.Optimizer], Schedule] = lambda optimizer: ConstantRate(),
         clip: float | None = None,
+        *,
+        gradient_dtype: torch.dtype | None = None,
+        hot_elements: int = HOT_ELEMENTS,
+        timeline: Timeline | None = None,
     ) -> None:
         """``make_optimizer`` gets named tensors, as torch's optimizers take them: ``lambda named: Adam(named)``.
 
         ``clip``: the largest global norm that a gradient may have, over all parameters and ranks; ``norm`` is then the
-        last one, before clipping.
+        last one, before clipping. ``gradient_dtype``: in which gradients wait where ranks read each other's memory.
+        ``hot_elements``: 0 where somebody else calls backward, so that every gradient lands at once.
         """
         self.module, self.ownership, self.clip = module, ownership, clip
-        self.control = ownership.collective.comm.control
+        self.timeline = timeline or NoTimeline()
+        collective = ownership.collective
+        self.control = collective.comm.control
         check_same_model(self.control, module)
-        same_start(ownership.collective, module)
+        same_start(collective, module)
         with together(self.control):
             anywhere = cuts_allowed(make_optimizer)
-            self.flats = flatten(module)
-        self.landing = Landing(self.flats)
-        self.parts = list(_parts(self.flats, ownership, placement, anywhere))
+            planned = plan(module)
+        reads_parts = collective.reads and ownership.divides
+        room = Room(collective.memory, ownership.divides, gradient_dtype if reads_parts else None)
+        self.flats = planned.flatten(room)
+        early = collective.overlaps and hot_elements > 0
+        total_bytes = sum(flat.gradients.nbytes for flat in self.flats)
+        cutting = Cutting(anywhere, keeps=clip is not None, bucket_bytes=bucket_bytes(total_bytes) if early else None)
+        self.parts = parts_of(self.flats, ownership, placement, cutting)
+        self.landing = Landing(self.flats, *((0, self._landed) if early else (hot_elements, None)))
         pieces = [(piece.name, piece.parameter) for part in self.parts for piece in part.pieces]
         with together(self.control):
             self.optimizer = made(make_optimizer, pieces)
         self.schedule = make_schedule(self.optimizer)
-        self.buffers = Buffers(module, ownership.collective)
+        self._shown = Shown(self.optimizer, [block for part in self.parts for block in part.blocks])
+        self.buffers = Buffers(module, collective)
         self.steps, self.norm = 0, math.nan
+        self.courier: Courier = SecondThread() if early else Myself()
+        self._under_way = UnderWay(self.parts)
         self._pending = Gradients()
-        self._attached: tuple[Part | None, bytes] = (None, b"")
+        self._facts = np.zeros(4)
+        self._seeds: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
-    def gradients(self, loss: Loss) -> Gradients:
-        """Backward: add this minibatch's gradients to the step's.
+    def gradients(self, loss: Loss, more: bool = False) -> Gradients:
+        """Backward: add this minibatch's gradients to the step's; ``more`` minibatches of the same step follow.
 
         A rank without rows passes a loss without a graph, and takes part all the same.
         """
+        self._under_way.begin(armed=self.courier.early and not more)
         if loss.total.requires_grad:
-            torch.autograd.backward(loss.total / loss.divisor, inputs=self.landing.parameters)
+            torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.parameters)
+            self.landing.sweep()
+        for part in self._under_way.rest():
+            self._send(part)
         self._pending.add(loss)
         return self._pending
 
@@ -137,51 +140,99 @@ class Learner:
         self._pending.weight, self._pending.divisor = weight, divisor
         return self._pending
 
-    def reduce_to_owner(self, gradients: Gradients) -> Iterator[Part]:
+    def reduce_to_owner(self, gradients: Gradients) -> Iterator[Block]:
         """Sum over the ranks and divide by the weight of the global batch; yields what ``apply`` takes.
 
         A parameter that got no gradient on any rank is left out of the step, as in torch.
         Raises NotFiniteError on all ranks, before anything is changed, if the loss is not finite on any, or
         the norm of the gradient, where it is looked at.
         """
+        if not self.courier.early:
+            for part in self.parts:
+                self._prepare(part)
         scale = self._agree_on_step(gradients)
-        for part in self.parts:
-            part.placed.pull_gradients()
-            self.ownership.reduce(part.placed.wire_gradients.array, part.partition)
-            part.placed.take()
-            if self.clip is None:
-                yield self._scaled(part, scale)
         if self.clip is not None:
-            self.norm = self._norm() * scale
-            if not math.isfinite(self.norm):
-                raise self._not_finite("the gradient's norm", "")
-            factor = min(1.0, self.clip / (self.norm + 1e-6))
-            yield from [self._scaled(part, scale * factor) for part in self.parts]
+            self._reduce_all()
+            scale *= self._clipping(scale)
+        for part in self.parts:
+            if self.clip is None:
+                self._reduce(part)
+            for block in part.blocks:
+                if self.clip is None:
+                    with self.timeline.span("optimizer", part.number):
+                        block.ready()
+                if scale != 1.0:
+                    block.gradients.mul_(scale)
+                yield block
+            if self.courier.early:
+                self._under_way.gathers.append(self.courier.give(partial(self._gather, part)))
+        self._shown.everything()
 
-    def apply(self, part: Part) -> None:
-        """The optimizer's step on what this rank owns of ``part``."""
-        self._attach(part)
-        self.optimizer.step()
+    def apply(self, block: Block) -> None:
+        """The optimizer's step on what this rank owns of ``block``."""
+        with self.timeline.span("optimizer"):
+            self._shown.only(block, self.landing.used)
+            self.optimizer.step()
 
     def broadcast(self) -> None:
         """Fresh parameters and equal buffers on every rank; the step is done."""
-        for part in self.parts:
-            if part.partition is None:
-                part.placed.keep()
-            else:
-                part.placed.give()
-                self.ownership.gather(part.placed.wire_parameters.array, part.partition)
-                part.placed.spread()
+        if self.courier.early:
+            self._under_way.arrive()
+        else:
+            for part in self.parts:
+                self._gather(part)
         self.buffers.average(self._pending.weight)
         self.schedule.step()
         self._forget()
         self.steps += 1
 
     def release(self) -> None:
-        """Give the module back: parameters in memory of their own, no hooks."""
+        """Give the module back: parameters in memory of their own, no hooks, no thread."""
+        self.courier.close()
         self.landing.remove()
         for flat in self.flats:
             flat.release()
+
+    def _landed(self, index: int) -> None:
+        """A gradient is there: send all buckets that are complete, in their order, which is the same on all ranks."""
+        for part in self._under_way.complete(index):
+            self._send(part)
+
+    def _send(self, part: Part) -> None:
+        self._prepare(part)
+        self._under_way.tickets.append(self.courier.give(partial(self._transfer, part)))
+
+    def _prepare(self, part: Part) -> None:
+        self.landing.clear_missing(part.indices)
+        part.placed.pull_gradients()
+
+    def _transfer(self, part: Part) -> None:
+        with self.timeline.span("transfer", part.number):
+            part.reduce(self.ownership)
+
+    def _gather(self, part: Part) -> None:
+        with self.timeline.span("transfer", part.number):
+            part.gather(self.ownership)
+
+    def _reduce(self, part: Part) -> None:
+        """Now, unless it is under way: then it has arrived before the ranks agreed on the step."""
+        if not self.courier.early:
+            self._transfer(part)
+
+    def _reduce_all(self) -> None:
+        for part in self.parts:
+            self._reduce(part)
+            for block in part.blocks:
+                block.ready()
+
+    def _seed(self, loss: Loss) -> Tensor:
+        """What backward begins with: one over the divisor."""
+        key = (loss.divisor, loss.total.dtype, loss.total.device)
+        if key not in self._seeds:
+            if len(self._seeds) > 16:
+                self._seeds.clear()
+            self._seeds[key] = torch.full((), 1 / loss.divisor, dtype=key[1], device=key[2])
+        return self._seeds[key]
 
     def _forget(self) -> None:
         """The next gradients are the first of a new step."""
@@ -193,10 +244,11 @@ class Learner:
 
         Returns the factor that makes the sum of the gradients their mean over the global batch.
         """
-        facts = np.array(
-            [gradients.weight, gradients.total, self.landing.missing, self.buffers.changed], dtype=np.float64
-        )
-        self.control.Allreduce(MPI.IN_PLACE, facts)
+        with self.timeline.span("wait"):
+            facts = self._facts
+            facts[:] = gradients.weight, gradients.total, self.landing.missing, self.buffers.changed
+            self.courier.give(lambda: self.control.Allreduce(MPI.IN_PLACE, facts)).wait()
+            self._under_way.arrive()
         weight, total, missing, changed = facts.tolist()
         if not math.isfinite(total):
             totals = exchange(self.control, repr(gradients.total))
@@ -217,27 +269,17 @@ class Learner:
         )
         return error.on_all_ranks()
 
-    def _norm(self) -> float:
-        """Of the summed gradient over all parameters and, where each rank owns a part, over all ranks."""
-        squares = np.array([sum(_square(part.placed.gradients) for part in self.parts)], dtype=np.float64)
-        if self.parts[0].partition is not None:
+    def _clipping(self, scale: float) -> float:
+        """The factor by which the gradient is too long for ``clip``: its norm is over all parameters and, where each
+        rank owns a part, over all ranks."""
+        blocks = [block for part in self.parts for block in part.blocks]
+        squares = np.array([sum(_square(block.gradients) for block in blocks)], dtype=np.float64)
+        if self.ownership.divides:
             self.control.Allreduce(MPI.IN_PLACE, squares)
-        return math.sqrt(float(squares[0]))
-
-    def _scaled(self, part: Part, factor: float) -> Part:
-        if factor != 1.0:
-            part.placed.gradients.mul_(factor)
-        return part
-
-    def _attach(self, part: Part) -> None:
-        """Show the optimizer the gradients of this part alone, and none for parameters that nobody has used."""
-        used = self.landing.used
-        if self._attached == (part, used):
-            return
-        for other in self.parts:
-            for piece in other.pieces:
-                piece.parameter.grad = piece.gradient if other is part and used[piece.index] else None
-        self._attached = (part, used)
+        self.norm = math.sqrt(float(squares[0])) * scale
+        if not math.isfinite(self.norm):
+            raise self._not_finite("the gradient's norm", "")
+        return min(1.0, self.clip / (self.norm + 1e-6)) if self.clip is not None else 1.0
 
 
 def _square(vector: Tensor) -> float:
@@ -247,27 +289,4 @@ def _square(vector: Tensor) -> float:
     )
 
 
-def _parts(flats: Sequence[Flat], ownership: Ownership, placement: Placement, anywhere: bool) -> Iterator[Part]:
-    index = 0
-    for flat in flats:
-        cuts: Sequence[int] = range(flat.length + 1) if anywhere else flat.boundaries
-        partition = ownership.partition(cuts)
-        owned = ownership.owned(partition, flat.length)
-        placed = placement.place(flat, owned)
-        yield Part(placed, partition, list(_pieces(flat, placed, index)))
-        index += len(flat.slots)
-
-
-def _pieces(flat: Flat, placed: Placed, first: int) -> Iterator[Piece]:
-    origin = placed.owned.start
-    for index, slot in enumerate(flat.slots, first):
-        start, stop = max(slot.start, origin), min(slot.stop, placed.owned.stop)
-        if start >= stop:
-            continue
-        here = slice(start - origin, stop - origin)
-        whole = stop - start == slot.stop - slot.start
-        shape = slot.shape if whole else torch.Size([1] * (len(slot.shape) - 1) + [stop - start])
-        yield Piece(slot.name, placed.parameters[here].view(shape), placed.gradients[here].view(shape), index)
-
-
-__all__ = ["ConstantRate", "Gradients", "Learner", "MakeOptimizer", "Part", "Piece", "Schedule"]
+__all__ = ["Block", "ConstantRate", "Gradients", "Learner", "MakeOptimizer", "Part", "Piece", "Schedule"]

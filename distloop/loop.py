@@ -55,7 +55,7 @@ def train(task: Task[Any], learners: Mapping[str, Learner], rounds: int, progres
             outputs = task.apply(learners, minibatch)
             targets = task.targets(minibatch, outputs)
             loss = task.loss(outputs, targets)
-            gradients = learner.gradients(loss / minibatch.expected_weight)  # this rank's
+            gradients = learner.gradients(loss / minibatch.expected_weight, minibatch.more)  # this rank's
             if minibatch.more:
                 continue  # gradient accumulation: no traffic before the step's last minibatch
             for part in learner.reduce_to_owner(gradients):  # summed over the ranks, part by part

@@ -1,14 +1,17 @@
-"""Which optimizers treat each element by itself, so that a parameter may be cut between two ranks."""
+"""Which optimizers treat each element by itself, so that a parameter may be cut; and how one is shown a part of all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from distloop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distloop.parts import Block
 
 ELEMENTWISE: tuple[type[torch.optim.Optimizer], ...] = (
     torch.optim.ASGD,
@@ -52,3 +55,42 @@ def cuts_allowed(make_optimizer: MakeOptimizer) -> bool:
             "SparseAdam wants sparse gradients. Expected one that steps once on dense gradients, such as Adam or SGD"
         )
     return kind in ELEMENTWISE
+
+
+class Shown:
+    """Which parameters an optimizer sees: those of one block, in the groups where it has them, or all."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, blocks: Sequence[Block]) -> None:
+        self.optimizer = optimizer
+        self._all = [list(group["params"]) for group in optimizer.param_groups]
+        self._pieces = [piece for block in blocks for piece in block.pieces]
+        group_of = {id(tensor): number for number, tensors in enumerate(self._all) for tensor in tensors}
+        self._inside: dict[int, dict[int, list[Tensor]]] = {}
+        for block in blocks:
+            inside = self._inside[id(block)] = {}
+            for piece in block.pieces:
+                if id(piece.parameter) in group_of:
+                    inside.setdefault(group_of[id(piece.parameter)], []).append(piece.parameter)
+        self._single, self._used = len(blocks) == 1, b""
+        self._groups: list[dict[str, Any]] = []  # all of them, while the optimizer sees some
+
+    def only(self, block: Block, used: bytes) -> None:
+        """This block's, with gradients; those that nobody has used have none."""
+        if used != self._used:
+            for piece in self._pieces:
+                piece.parameter.grad = piece.gradient if used[piece.index] else None
+            self._used = used
+        if self._single:
+            return
+        self._groups = self._groups or self.optimizer.param_groups
+        inside = self._inside[id(block)]
+        for number, tensors in inside.items():
+            self._groups[number]["params"] = tensors
+        self.optimizer.param_groups = [self._groups[number] for number in inside]
+
+    def everything(self) -> None:
+        """As the optimizer was made."""
+        if self._groups:
+            for group, tensors in zip(self._groups, self._all, strict=True):
+                group["params"] = tensors
+            self.optimizer.param_groups, self._groups = self._groups, []

@@ -22,6 +22,9 @@ class Ownership(ABC):
         self.collective = collective
         self.rank, self.world_size = collective.rank, collective.world_size
 
+    divides: bool
+    """Whether each element has one owner, from which the others get it, so that a node needs it only once."""
+
     @abstractmethod
     def partition(self, cuts: Sequence[int]) -> Partition | None:
         """Who owns what of a vector that may be cut at ``cuts`` only; None: everybody owns everything."""
@@ -53,6 +56,8 @@ class Replicated(Ownership):
     Cost: an all-reduce; parameters and optimizer state p times. Source: Li et al., PyTorch Distributed, VLDB 2020.
     """
 
+    divides = False
+
     def partition(self, cuts: Sequence[int]) -> Partition | None:
         """Nothing is divided."""
         return None
@@ -66,6 +71,8 @@ class Sharded(Ownership):
     Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, stages 1 and 2.
     """
 
+    divides = True
+
     def partition(self, cuts: Sequence[int]) -> Partition | None:
         """As even as the cuts allow."""
         return Partition.between(cuts, self.world_size)
@@ -77,6 +84,8 @@ class RootOwned(Ownership):
 
     Cost: that of the collective with everything at one rank. Source: Li et al., Parameter Server, OSDI 2014.
     """
+
+    divides = True
 
     def partition(self, cuts: Sequence[int]) -> Partition | None:
         """Everything at rank 0."""

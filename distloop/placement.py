@@ -7,12 +7,13 @@ itself, on an accelerator a pinned buffer, and every copy between the two is wri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor
 
-from distloop.comm.collective import Array
+from distloop.comm.memory import Array, PrivateMemory
 from distloop.flat import Flat
 
 
@@ -52,11 +53,11 @@ class SameMemory(Mirror):
 
 @final
 class Staged(Mirror):
-    """A host buffer, pinned where the device is a CUDA one, because copies from pageable memory are staged twice."""
+    """A host buffer, pinned where the device is a CUDA one and nobody else looks at it: copies from pageable memory
+    are staged twice."""
 
-    def __init__(self, vector: Tensor) -> None:
-        self.device = vector
-        self.host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=vector.device.type == "cuda")
+    def __init__(self, vector: Tensor, host: Tensor) -> None:
+        self.device, self.host = vector, host
 
     def pull(self, part: slice) -> None:
         """Blocks until the bytes are there: MPI reads them next."""
@@ -67,14 +68,28 @@ class Staged(Mirror):
         self.device[part].copy_(self.host[part], non_blocking=True)
 
 
-def mirror(vector: Tensor) -> Mirror:
-    """The right one for where the vector lies."""
-    return SameMemory(vector) if vector.device.type == "cpu" else Staged(vector)
+class Carried:
+    """One flat vector with its mirrors, from which all its parts are moved. Making it is collective."""
+
+    def __init__(self, flat: Flat) -> None:
+        self.flat = flat
+        room, pin = flat.room, isinstance(flat.room.memory, PrivateMemory)
+        self.parameters = _mirror(flat.parameters, lambda: room.parameters(flat.length, flat.dtype), pin)
+        self.gradients = _mirror(flat.gradients, lambda: room.gradients(flat.length, flat.dtype), pin)
+
+
+def _mirror(vector: Tensor, make: Callable[[], Tensor], pin: bool) -> Mirror:
+    """The right one for where the vector lies; ``pin``: what the device copies from, if it is a CUDA one."""
+    if vector.device.type == "cpu":
+        return SameMemory(vector)
+    host = make()
+    return Staged(vector, host.pin_memory() if pin and vector.device.type == "cuda" else host)
 
 
 class Placed(ABC):
-    """One flat vector with its mirrors. ``parameters`` (owned,) is what the optimizer updates, by ``gradients``.
+    """What a rank owns of a part of a flat vector. ``parameters`` (owned,) is what the optimizer updates.
 
+    ``gradients`` (owned,) is where the reduced gradients are found when ``take`` has been called.
     Order of calls in a step: ``pull_gradients``, (reduce), ``take``, (optimizer), then ``give``, (gather), ``spread``;
     or ``keep`` instead of the last three, where every rank owns everything.
     """
@@ -82,15 +97,16 @@ class Placed(ABC):
     parameters: Tensor
     gradients: Tensor
 
-    def __init__(self, flat: Flat, owned: slice) -> None:
-        self.flat, self.owned = flat, owned
-        self.whole = slice(0, flat.length)
-        self.wire_parameters, self.wire_gradients = mirror(flat.parameters), mirror(flat.gradients)
+    def __init__(self, carried: Carried, reach: slice, owned: slice) -> None:
+        """``reach``: of the part, and ``owned``: of what this rank owns of it; both in the whole flat vector."""
+        self.flat, self.carried, self.reach, self.owned = carried.flat, carried, reach, owned
+        self.wire_gradients = carried.gradients.array[reach]
+        self.wire_parameters = carried.parameters.array[reach]
 
     @final
     def pull_gradients(self) -> None:
-        """This rank's gradients, to where MPI can reduce them."""
-        self.wire_gradients.pull(self.whole)
+        """This rank's gradients, to where they can be reduced."""
+        self.carried.gradients.pull(self.reach)
 
     @abstractmethod
     def take(self) -> None:
@@ -107,14 +123,14 @@ class Placed(ABC):
     @final
     def spread(self) -> None:
         """All parameters, from where MPI gathered them to the module."""
-        self.wire_parameters.push(self.whole)
+        self.carried.parameters.push(self.reach)
 
 
 class Placement(ABC):
-    """Makes a ``Placed`` for each flat vector."""
+    """Makes a ``Placed`` for each part of a flat vector."""
 
     @abstractmethod
-    def place(self, flat: Flat, owned: slice) -> Placed:
+    def place(self, carried: Carried, reach: slice, owned: slice) -> Placed:
         """Put optimizer and parameters where they belong."""
 
 
@@ -122,9 +138,9 @@ class Placement(ABC):
 class Resident(Placement):
     """The optimizer works where the model lives. "Not offloaded" is this object, never a flag."""
 
-    def place(self, flat: Flat, owned: slice) -> Placed:
+    def place(self, carried: Carried, reach: slice, owned: slice) -> Placed:
         """No copy of the parameters is made."""
-        return _ResidentPlaced(flat, owned)
+        return _ResidentPlaced(carried, reach, owned)
 
 
 @final
@@ -135,27 +151,27 @@ class Offloaded(Placement):
     Source: Ren et al., ZeRO-Offload, arXiv 2101.06840.
     """
 
-    def place(self, flat: Flat, owned: slice) -> Placed:
+    def place(self, carried: Carried, reach: slice, owned: slice) -> Placed:
         """Makes the master copy."""
-        return _OffloadedPlaced(flat, owned)
+        return _OffloadedPlaced(carried, reach, owned)
 
 
 @final
 class _ResidentPlaced(Placed):
-    def __init__(self, flat: Flat, owned: slice) -> None:
-        super().__init__(flat, owned)
-        self.parameters = flat.parameters[owned]
-        reduced = flat.gradients[owned]
-        self.gradients = reduced if reduced.dtype == flat.dtype else torch.empty_like(self.parameters)
+    def __init__(self, carried: Carried, reach: slice, owned: slice) -> None:
+        super().__init__(carried, reach, owned)
+        self.parameters = self.flat.parameters[owned]
+        reduced = self.flat.gradients[owned]
+        self.gradients = reduced if reduced.dtype == self.flat.dtype else torch.empty_like(self.parameters)
         self._reduced = reduced
 
     def take(self) -> None:
-        self.wire_gradients.push(self.owned)
+        self.carried.gradients.push(self.owned)
         if self.gradients is not self._reduced:
             self.gradients.copy_(self._reduced)
 
     def give(self) -> None:
-        self.wire_parameters.pull(self.owned)
+        self.carried.parameters.pull(self.owned)
 
     def keep(self) -> None:
         pass
@@ -163,16 +179,20 @@ class _ResidentPlaced(Placed):
 
 @final
 class _OffloadedPlaced(Placed):
-    def __init__(self, flat: Flat, owned: slice) -> None:
-        super().__init__(flat, owned)
-        self.gradients = self.wire_gradients.host[owned]
-        self.parameters = flat.parameters[owned].to("cpu", self.gradients.dtype, copy=True)
+    def __init__(self, carried: Carried, reach: slice, owned: slice) -> None:
+        super().__init__(carried, reach, owned)
+        reduced = carried.gradients.host[owned]
+        wide = torch.float64 if reduced.dtype == torch.float64 else torch.float32
+        self.gradients = reduced if reduced.dtype == wide else torch.empty_like(reduced, dtype=wide)
+        self.parameters = self.flat.parameters[owned].to("cpu", wide, copy=True)
+        self._reduced = reduced
 
     def take(self) -> None:
-        pass
+        if self.gradients is not self._reduced:
+            self.gradients.copy_(self._reduced)
 
     def give(self) -> None:
-        self.wire_parameters.host[self.owned].copy_(self.parameters)
+        self.carried.parameters.host[self.owned].copy_(self.parameters)
 
     def keep(self) -> None:
         self.give()

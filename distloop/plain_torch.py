@@ -53,7 +53,7 @@ def distribute(
         divided = loader if isinstance(loader, DividedLoader) else DividedLoader(loader, world, seed)
         adopted = _Adopted(model, optimizer)
     agree_on(world.comm.control, divided.facts | {"strategy": strategy, "clip": clip, "seed": seed})
-    learner = Learner(model, *strategy_named(strategy, world.comm), adopted, clip=clip)
+    learner = Learner(model, *strategy_named(strategy, world.comm), adopted, clip=clip, hot_elements=0)
     stepping = DistributedOptimizer(learner)
     divided.listeners.append(stepping.weigh)
     return stepping, divided

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distloop.comm import Collective, CountedComm, Native, Ring, Star
+from distloop.comm import Collective, CountedComm, Native, Ring, Shared, Star
 from distloop.errors import ConfigError
 from distloop.ownership import Ownership, Replicated, RootOwned, Sharded
 from distloop.placement import Offloaded, Placement, Resident
@@ -13,6 +13,7 @@ _STRATEGIES: dict[str, tuple[Callable[[CountedComm], Collective], type[Ownership
     "star": (Star, Replicated, Resident),
     "ring": (Ring, Replicated, Resident),
     "native": (Native, Replicated, Resident),
+    "shared": (Shared, Sharded, Resident),
     "parameter-server": (Star, RootOwned, Resident),
     "zero": (Ring, Sharded, Resident),
     "zero-offload": (Ring, Sharded, Offloaded),

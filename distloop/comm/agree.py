@@ -24,7 +24,7 @@ def exchange(comm: MPI.Comm, value: Any) -> list[Any]:
     return [json.loads(part.tobytes()) for part in np.split(heard, np.cumsum(lengths)[:-1])]
 
 
-def agree(comm: MPI.Intracomm, problem: DistloopError | None) -> None:
+def agree(comm: MPI.Comm, problem: DistloopError | None) -> None:
     """Raise on every rank if any rank has a problem, so that none waits for the others for ever.
 
     The error raised is of the kind that the lowest such rank has, and says which ranks have which problem.
@@ -57,7 +57,7 @@ def _ranks(ranks: list[int]) -> str:
 
 
 @contextmanager
-def together(comm: MPI.Intracomm) -> Iterator[None]:
+def together(comm: MPI.Comm) -> Iterator[None]:
     """What fails inside on some ranks, with an error of distloop's own, fails on all of them.
 
     Nothing inside may communicate; what communicates raises on all ranks by itself.

@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import final
 
-import numpy as np
 import torch
 
 from distloop.comm.agree import exchange
 from distloop.comm.counted import counted
+from distloop.comm.layouts import Layouts
 from distloop.comm.memory import Array, Memory, PrivateMemory
 from distloop.comm.mpi import MPI
 from distloop.errors import ShapeError
@@ -29,12 +29,19 @@ class Collective(ABC):
     """Where vectors should lie that are to be moved fast; others are taken too."""
     overlaps: bool
     """Whether a network is in the way, so that moving vectors while the rank computes hides time."""
+    reads: bool
+    """Whether every rank can read in the memory of every other: then a sum can be taken where it is used."""
+    layouts: Layouts
+    """Which vectors hold gradients; a collective that wraps another shares its."""
 
-    def __init__(self, comm: MPI.Intracomm, memory: Memory | None = None, overlaps: bool = False) -> None:
+    def __init__(
+        self, comm: MPI.Intracomm, memory: Memory | None = None, *, overlaps: bool = False, reads: bool = False
+    ) -> None:
         """``comm`` is used as it is if it counts its traffic, else duplicated into one that does (collective)."""
         self.comm = counted(comm)
         self.rank, self.world_size = comm.rank, comm.size
-        self.memory, self.overlaps = memory or PrivateMemory(), overlaps
+        self.memory, self.overlaps, self.reads = memory or PrivateMemory(), overlaps, reads
+        self.layouts = Layouts()
         self._agreed: set[tuple[str, int, str]] = set()
 
     @abstractmethod
@@ -53,6 +60,11 @@ class Collective(ABC):
     def broadcast(self, flat: Flat, root: int = 0) -> None:
         """Give every rank what ``root`` holds: an all-gather where the root holds everything."""
         self.all_gather(flat, Partition.at_root(len(flat), self.world_size, root))
+
+    @final
+    def readable(self, vector: Array) -> list[Array] | None:
+        """What every rank has in the place of ``vector``, in order of rank, where this rank can read it."""
+        return self.memory.peers(vector) if self.reads else None
 
     @final
     def vector(self, what: str, flat: Flat) -> Array:

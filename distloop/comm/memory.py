@@ -88,7 +88,7 @@ class _Segment:
 class NodeMemory(Memory):
     """Memory that all ranks of a node map. Its owner touches a page first, so it lies near that rank's core."""
 
-    def __init__(self, local: MPI.Intracomm) -> None:
+    def __init__(self, local: MPI.Comm) -> None:
         """``local``: the ranks of this node; used for a few bytes at each allocation."""
         self.local = local
         self._segments: dict[int, _Segment] = {}

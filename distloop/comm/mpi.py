@@ -93,7 +93,7 @@ def _initialise() -> None:
     ranks_here = next((int(os.environ[name]) for name in _LOCAL_SIZE_VARIABLES if name in os.environ), launched)
     # A launcher that binds each rank to a core of its own has itself all of them.
     cores = os.sched_getaffinity(0) | os.sched_getaffinity(os.getppid())
-    MPI.Init_thread(MPI.THREAD_MULTIPLE if ranks_here > len(cores) else MPI.THREAD_FUNNELED)
+    MPI.Init_thread(MPI.THREAD_MULTIPLE if ranks_here > len(cores) else MPI.THREAD_SERIALIZED)
 
 
 _initialise()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -21,32 +21,38 @@ STAGE_BYTES = 1 << 22
 class Summed:
     """A slice of a vector that all ranks of the node have; ``into`` sums it in order of rank, in cache-sized blocks."""
 
-    def __init__(self, parts: list[Array]) -> None:
-        """``parts``: the same slice of every rank, in order of rank."""
-        self.parts = [torch.from_numpy(part) for part in parts]
+    def __init__(self, parts: list[Array], dtype: torch.dtype | None = None) -> None:
+        """``parts``: the same slice of every rank, in order of rank; of ``dtype``, which numpy may not know."""
+        tensors = [torch.from_numpy(part) for part in parts]
+        self.parts = tensors if dtype is None else [tensor.view(dtype) for tensor in tensors]
 
     def into(self, out: torch.Tensor) -> None:
-        """``out`` may be one of the parts."""
+        """``out`` (B,) may be one of the parts, and of a wider type than they are."""
         elements = max(1, BLOCK_BYTES // out.element_size())
+        if len(out) <= elements:
+            add_in_order(out, self.parts)
+            return
         for start in range(0, len(out), elements):
-            block = out[start : start + elements]
-            add_in_order(block, [part[start : start + elements] for part in self.parts])
+            add_in_order(out[start : start + elements], [part[start : start + elements] for part in self.parts])
 
 
-def add_in_order(out: torch.Tensor, parts: list[torch.Tensor]) -> None:
-    """Sum ``parts`` (B,) into ``out`` (B,), which may be one of them: the same bits, whoever does it."""
-    if len(parts) == 1:
+def add_in_order(out: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+    """Sum ``parts`` (B,) into ``out`` (B,), in the type of ``out``, which may be one of them: the same bits, whoever
+    does it."""
+    if any(part.data_ptr() == out.data_ptr() for part in parts[2:]):
+        total = torch.empty_like(out)  # or a part would be overwritten before its turn
+        add_in_order(total, parts)
+        out.copy_(total)
+        return
+    if len(parts) == 1 or parts[0].dtype != out.dtype:
         if out.data_ptr() != parts[0].data_ptr():
             out.copy_(parts[0])
-        return
-    total = out
-    if any(part.data_ptr() == out.data_ptr() for part in parts[2:]):
-        total = torch.empty_like(out)  # or it would be overwritten before its turn
-    torch.add(parts[0], parts[1], out=total)
-    for part in parts[2:]:
-        total.add_(part)
-    if total is not out:
-        out.copy_(total)
+        rest = parts[1:]
+    else:
+        torch.add(parts[0], parts[1], out=out)
+        rest = parts[2:]
+    for part in rest:
+        out.add_(part)
 
 
 @final
@@ -64,11 +70,11 @@ class Shared(Collective):
         local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
         if local.size != comm.size:
             error = ConfigError(
-                f"ranks on several nodes cannot share memory: this node has {local.size} of {comm.size} ranks. Expected "
-                "one node, or --strategy hierarchical, which shares inside nodes and sends between them"
+                f"ranks on several nodes cannot share memory: this node has {local.size} of {comm.size} ranks. "
+                "Expected one node, or --strategy hierarchical, which shares inside nodes and sends between them"
             )
             raise error.on_all_ranks()
-        super().__init__(comm, NodeMemory(local))
+        super().__init__(comm, NodeMemory(local), reads=True)
         self._stage: Array | None = None
 
     def all_reduce(self, flat: Flat) -> None:

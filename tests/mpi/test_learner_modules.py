@@ -297,7 +297,7 @@ def test_where_the_optimizer_keeps_its_state(name, counted, comm, rank, world_si
     whole = sum(parameter.numel() for parameter in module.parameters())
     state = learner.optimizer.state.values()
     moments = sum(value.numel() for found in state for value in found.values() if value.ndim)
-    if name.startswith("zero"):
+    if name in ("shared", "zero", "zero-offload"):
         assert abs(moments - 2 * whole / world_size) <= 2
         assert comm.allreduce(moments) == 2 * whole
     elif name == "parameter-server":
@@ -312,6 +312,7 @@ def test_release_gives_the_module_back(name, counted):
     learner = trained(name, counted, module)
     values = copy.deepcopy(module.state_dict())
     learner.release()
+    counted.control.Barrier()  # on one node the vector is the same memory for all ranks
     for flat in learner.flats:
         flat.parameters.fill_(7.0)
     assert all(torch.equal(value, values[key]) for key, value in module.state_dict().items())
@@ -324,4 +325,4 @@ def test_release_gives_the_module_back(name, counted):
 
 
 def test_every_strategy_is_tested():
-    assert set(NAMES) == {"star", "ring", "native", "parameter-server", "zero", "zero-offload"}
+    assert set(NAMES) == {"star", "ring", "native", "shared", "parameter-server", "zero", "zero-offload"}
