@@ -80,11 +80,14 @@ class Ingredients:
 def build(config: Config, world: World, given: Given) -> Job:
     """Collective. Raises a UserError on all ranks if anything given is wrong on any."""
     found = prepare(config, world, given)
-    learner = Learner(
-        found.module, *strategy(config.strategy, world.comm), config.optimizer, found.schedule, config.clip
-    )
+    learner = make_learner(config, world, found, found.module)
     torch.manual_seed(key_of(config.seed, world.rank, world.size) % 2**63)  # each rank drops out other units
     return Job(world, config, found.data, found.task, learner, found.loader, found.device, found.threads)
+
+
+def make_learner(config: Config, world: World, found: Ingredients, module: nn.Module) -> Learner:
+    """Of ``module``, by the strategy of ``config``. Collective."""
+    return Learner(module, *strategy(config.strategy, world.comm), config.optimizer, found.schedule, config.clip)
 
 
 def prepare(config: Config, world: World, given: Given) -> Ingredients:
