@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from argparse import Action
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, final, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+import docstring_parser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from distloop.errors import ConfigError
 
 _OTHERS = {
     "--lr": "--optimizer.lr",
@@ -28,11 +32,41 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
-        untold = "(default:" in text or action.default in (None, {}, "==SUPPRESS==")
+        untold = "(default:" in text or action.default is False or action.default in (None, {}, "==SUPPRESS==")
         return text if untold or action.dest in ("help", "config") else f"{text} (default: %(default)s)"
 
 
-def new_parser(prog: str, description: str, positional: Sequence[str]) -> ArgumentParser:
+def make_parser(prog: str, description: str, schema: type[Any]) -> ArgumentParser:
+    """A parser with an option for every field of the dataclass ``schema``; its help is the field's docstring."""
+    required = [entry.name for entry in fields(schema) if MISSING is entry.default is entry.default_factory]
+    parser = _new_parser(prog, description, required)
+    parser.add_argument("--config", action="config", help="A configuration file; options after it override its keys")
+    helps = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(schema).params}
+    hints = get_type_hints(schema)
+    for entry in fields(schema):
+        text = " ".join((helps[entry.name] or "").split())
+        if entry.name in required:
+            parser.add_argument(entry.name, type=hints[entry.name], help=text)
+        elif hints[entry.name] is bool:
+            parser.add_argument(option_of(entry.name), action="store_true", help=text)
+        else:
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            action = parser.add_argument(option_of(entry.name), type=hints[entry.name], default=default, help=text)
+            action.sub_add_kwargs = {"fail_untyped": False}  # a user's own class need not say its arguments' types
+    return parser
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str], schema: type[Any]) -> tuple[Namespace | None, int]:
+    """The values; or none, and a code to exit with at once, where help was asked for. Raises ConfigError."""
+    try:
+        return parser.parse_args(normalised(arguments, schema)), 0
+    except SystemExit as stop:  # --help and --print_config
+        return None, int(stop.code or 0)
+    except Exception as error:
+        raise ConfigError(f"{explained(error, schema)}\nAll options: --help") from error
+
+
+def _new_parser(prog: str, description: str, positional: Sequence[str]) -> ArgumentParser:
     """A parser without options yet: no abbreviations (a new option would change their meaning), errors are raised."""
     return ArgumentParser(
         prog=prog,
@@ -74,7 +108,7 @@ def explained(error: Exception, schema: type[Any]) -> str:
         return f"{found[1]}: expected a value after it"
     if found := re.match(r"Parser key \"config\": (.*)", text):
         return f"--config: {found[1]}. Expected a file as --print_config writes it"
-    if found := re.match(r"Parser key \"optimizer\": (.*)", text):
+    if (found := re.match(r"Parser key \"optimizer\": (.*)", text)) and get_origin(hints["optimizer"]) is not Literal:
         return _optimizer(found[1])
     if (found := re.match(r"Parser key \"(\w+)\": (.*)", text)) and found[1] in hints:
         return f"{option_of(found[1])} {_given(found[2])}: expected {_expected(hints[found[1]])}"

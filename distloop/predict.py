@@ -16,7 +16,8 @@ DESCRIPTION = "Predict with a trained run. Rows are divided over the ranks and w
 
 def _predict(world: World, arguments: Sequence[str]) -> int:
     # Imported here, since it starts MPI, and that may fail with something to say.
-    from distloop.config import make_parser, parse_together
+    from distloop.config import parse_together
+    from distloop.parsing import make_parser
     from distloop.prediction import PredictConfig, predict_rows
 
     parser = make_parser("python -m distloop.predict", DESCRIPTION, PredictConfig)

@@ -19,12 +19,13 @@ DESCRIPTION = "Train a model on data, on as many ranks as mpirun starts. Every o
 def _train(world: World, arguments: Sequence[str]) -> int:
     # Imported here, since it starts MPI, and that may fail with something to say.
     from distloop.build import Given, build
-    from distloop.config import Config, make_parser, parse_together
+    from distloop.config import Config, parse_together
     from distloop.job import Run
+    from distloop.parsing import make_parser
     from distloop.report.outputs import open_outputs
     from distloop.run_folder import RunFolder
 
-    parser = make_parser("python -m distloop.train", DESCRIPTION)
+    parser = make_parser("python -m distloop.train", DESCRIPTION, Config)
     parsed = parse_together(parser, arguments, world.comm.control, Config)
     if parsed.config is None:
         return parsed.code

@@ -42,11 +42,26 @@ def run_verb(body: Callable[[World, Sequence[str]], int]) -> int:
         return 130
 
 
+def run_alone(body: Callable[[Sequence[str]], int]) -> int:
+    """Run a verb that needs no MPI; where a launcher starts it several times, the first process does all."""
+    if not _first_of_launch():
+        return 0
+    try:
+        return body(sys.argv[1:])
+    except DistloopError as error:
+        os.write(2, f"distloop: error: {error}\n".encode())
+        return 2 if isinstance(error, UserError) else 1
+
+
 def _launch_failed(error: ConfigError) -> int:
     """Without MPI the launcher's variables tell who may speak; the others wait, as the first to end ends all."""
-    names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-    if next((os.environ[name] for name in names if name in os.environ), "0") == "0":
+    if _first_of_launch():
         os.write(2, f"distloop: error: {error}\n".encode())
     else:
         time.sleep(5)
     return 2
+
+
+def _first_of_launch() -> bool:
+    names = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from distloop.comm import World
-from distloop.config import Config, make_parser, parse_together
+from distloop.config import Config, parse_together
 from distloop.errors import ConfigError
+from distloop.parsing import make_parser
 from distloop.strategies import NAMES
 
 

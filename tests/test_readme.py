@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from distloop.config import make_parser
+from distloop.config import Config
 from distloop.data.formats import FASHION_MNIST
+from distloop.parsing import make_parser
 from distloop.prediction import PredictConfig
 from distloop.strategies import NAMES
 from tests.launching import mpirun
@@ -160,7 +161,7 @@ def test_open_mpi_settings():
 
 def test_options_exist():
     known = {"--help", "--print_config"}
-    for parser in (make_parser("train", ""), make_parser("predict", "", PredictConfig)):
+    for parser in (make_parser("train", "", Config), make_parser("predict", "", PredictConfig)):
         known |= {option for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"(?<![-\w])--[a-z][\w-]*", README.replace("<!--", ""))) - known == set()
 

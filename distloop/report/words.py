@@ -30,6 +30,16 @@ def data_size(size_bytes: float) -> str:
     return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.2f} {unit}"
 
 
+def amount(count: float) -> str:
+    """Return how many in three digits: 350, 12.3 k, 1.30 B (billions)."""
+    for unit in ("", "k", "M", "B", "T"):
+        if count < 999.5 or unit == "T":
+            break
+        count /= 1000
+    digits = 0 if not unit or count >= 100 else 1 if count >= 10 else 2
+    return f"{count:.{digits}f} {unit}".strip()
+
+
 def duration(seconds: float) -> str:
     """Return a measured time in the unit that fits it: 840 µs, 1.25 ms, 12.3 s, 4 min 05 s, 2 h 03 min."""
     if seconds < 1e-3:
