@@ -14,7 +14,7 @@ from distloop import units
 from distloop.cost import MODELS, OPTIMIZERS, Prediction, Topology, Workload, predict, scaling, timing
 from distloop.errors import ConfigError
 from distloop.parsing import make_parser, option_of, parse
-from distloop.report.predictions import LIBRARY_NOTE, Outlook, outlooks_table, outlooks_text
+from distloop.report.predictions import Outlook, notes, outlooks_table, outlooks_text
 from distloop.report.tty import find_terminal
 from distloop.report.words import data_size, duration
 from distloop.verb import run_alone
@@ -123,6 +123,7 @@ class Plan:
         found, machine = best.prediction, self.config.topology
         cure = {
             "the link": "; --gradient-dtype bf16 halves the gradients on it",
+            "memory bandwidth": "; fewer ranks of more threads each move less",
             "latency": "; larger batches or --sync-every make steps fewer",
         }.get(found.limit, "")
         text = f"Its communication is limited by {found.limit}{cure}."
@@ -196,13 +197,14 @@ def _plan(arguments: Sequence[str]) -> int:
         return 0
     terminal = find_terminal(sys.stdout)
     if terminal is None:
-        print("\n".join([plan.headline(), "", outlooks_text(plan.outlooks), LIBRARY_NOTE, "", plan.advice()]))
+        text = outlooks_text(plan.outlooks)
+        print("\n".join([plan.headline(), "", text, *notes(plan.outlooks), "", plan.advice()]))
         return 0
     console = Console(width=terminal.columns(), highlight=False)
     console.print(plan.headline(), style="bold cyan")
     console.print(outlooks_table(plan.outlooks, console))
-    console.print(LIBRARY_NOTE, style="bright_black")
-    console.print(plan.advice())
+    console.print("\n".join(notes(plan.outlooks)), style="bright_black")
+    console.print(f"\n{plan.advice()}")
     return 0
 
 

@@ -115,7 +115,8 @@ class Model:
 
     def sends(self, workload: Workload, topology: Topology) -> Sends:
         """What every rank sends in a step: each bucket to its owners, and its parameters back."""
-        return total((self._sends_bucket(length, topology) for length in workload.buckets), topology.ranks)
+        lengths = workload.lengths(topology).items()
+        return total((self._sends_bucket(length, topology) * times for length, times in lengths), topology.ranks)
 
     def _sends_bucket(self, length: int, topology: Topology) -> Sends:
         partition = self.owners.partition(length, topology.ranks)
@@ -139,12 +140,17 @@ class Model:
 
     def paths(self, workload: Workload, topology: Topology) -> tuple[Path, Path]:
         """What gradients travel, and what must wait for the optimizer. Nothing travels where there is one rank."""
-        size = workload.bytes
+        early, late = Path(), Path()
         if topology.ranks == 1:
-            return Path(), Path()
-        if isinstance(self.owners, Everybody):
-            return self.algorithm.all_reduce(size, topology), Path()
-        return self.algorithm.reduce(size, topology), self.algorithm.spread(size, topology)
+            return early, late
+        for length, times in workload.lengths(topology).items():
+            size = length * FLOAT32_BYTES
+            if isinstance(self.owners, Everybody):
+                early += self.algorithm.all_reduce(size, topology) * times
+            else:
+                early += self.algorithm.reduce(size, topology) * times
+                late += self.algorithm.spread(size, topology) * times
+        return early, late
 
     def optimizer_seconds(self, workload: Workload, topology: Topology) -> float:
         """28 bytes a parameter for Adam, at the speed of the node, or of one rank where that is the limit."""

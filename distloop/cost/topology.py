@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 ONE_CORE_BYTES_PER_SECOND = 12e9  # what one core draws from memory while the others rest, on machines of the 2020s
@@ -69,14 +70,14 @@ class Workload:
     """One step: so many float32 parameters, an optimizer, and a rank's seconds of forward and backward.
 
     ``overlap`` of the communication is hidden behind the backward where a network is in the way, as IMB defines it:
-    hidden seconds over the lesser of the two. ``bucket_elements``: the flat vector moves in pieces of that length.
+    hidden seconds over the lesser of the two. ``buckets``: the lengths, in elements, in which the vector then travels.
     """
 
     parameters: int
     optimizer: OptimizerCost = OPTIMIZERS["adam"]
     compute_seconds: float = 0.0
     overlap: float = 0.7
-    bucket_elements: int | None = None
+    buckets: tuple[int, ...] | None = None
 
     @property
     def bytes(self) -> int:
@@ -88,10 +89,15 @@ class Workload:
         """Behind which gradients may travel: two of three matrix products are the backward's."""
         return self.compute_seconds * 2 / 3
 
-    @property
-    def buckets(self) -> list[int]:
-        """The lengths that travel, in elements."""
-        if not self.bucket_elements:
-            return [self.parameters]
-        whole, rest = divmod(self.parameters, self.bucket_elements)
-        return [self.bucket_elements] * whole + [rest] * (rest > 0)
+    def lengths(self, topology: Topology) -> Counter[int]:
+        """How often which length travels: on one node the whole vector, else buckets as ``distloop.parts`` cuts them.
+
+        Those end where a parameter does; unless ``buckets`` says so, they are taken to be equal.
+        """
+        if topology.nodes == 1:
+            return Counter([self.parameters])
+        if self.buckets is not None:
+            return Counter(self.buckets)
+        elements = max(1 << 20, min(25 << 20, self.bytes // 8)) // FLOAT32_BYTES
+        whole, rest = divmod(self.parameters, elements)
+        return Counter({elements: whole, rest: 1})

@@ -23,6 +23,9 @@ class Sent:
     def __add__(self, other: Sent) -> Sent:
         return Sent(self.bytes + other.bytes, self.messages + other.messages)
 
+    def __mul__(self, times: int) -> Sent:
+        return Sent(self.bytes * times, self.messages * times)
+
 
 @dataclass(frozen=True)
 class Sends:
@@ -32,6 +35,9 @@ class Sends:
 
     def __add__(self, other: Sends) -> Sends:
         return Sends(tuple(_merged(mine, theirs) for mine, theirs in zip(self.to, other.to, strict=True)))
+
+    def __mul__(self, times: int) -> Sends:
+        return Sends(tuple({peer: sent * times for peer, sent in peers.items()} for peers in self.to))
 
     @property
     def by_rank(self) -> list[Sent]:

@@ -69,7 +69,11 @@ COLUMNS = (
     Column("messages\nper rank", 3, lambda outlook: _handed(outlook, f"{outlook.prediction.sending.messages:,}")),
     Column("leaves\na node", 3, _leaves),
 )
-LIBRARY_NOTE = "(in parentheses: handed to the MPI library, which decides what it sends; ≈ is an estimate)"
+NOTES = (
+    "(in parentheses: handed to the MPI library, which decides what it sends; ≈ is an estimate)",
+    "(efficiency: the speed of ranks that do not synchronise is 1; more where they share the optimizer's work)",
+    "(memory: parameters, gradients and optimizer state; activations come on top)",
+)
 _GAP = 2
 
 
@@ -87,6 +91,11 @@ def outlooks_text(outlooks: Sequence[Outlook]) -> str:
         for row in rows
     ]
     return "\n".join((" " * _GAP).join(row).rstrip() for row in aligned)
+
+
+def notes(outlooks: Sequence[Outlook]) -> tuple[str, ...]:
+    """What must be known to read the columns."""
+    return NOTES if any(outlook.prediction.timing.compute for outlook in outlooks) else (NOTES[0], NOTES[2])
 
 
 def outlooks_table(outlooks: Sequence[Outlook], console: Console) -> Table:
