@@ -51,21 +51,21 @@ class Clock:
 
 @dataclass
 class EpochLoss:
-    """The mean of the steps' losses over an epoch, weighted by rows."""
+    """The mean of the steps' losses over an epoch, weighted by rows or tokens."""
 
     total: float = 0.0
-    rows: int = 0
+    weight: float = 0.0
 
-    def add(self, progress: Progress, rows: int) -> None:
-        """One step more; a step whose loss had no weight has no mean, and does not count."""
-        if not math.isnan(progress.loss):
-            self.total += progress.loss * rows
-            self.rows += rows
+    def add(self, mean: float, weight: float) -> None:
+        """What is newly known; a step whose loss had no weight has no mean, and does not count."""
+        if weight:
+            self.total += mean * weight
+            self.weight += weight
 
     @property
     def mean(self) -> float:
         """nan before the first step."""
-        return self.total / self.rows if self.rows else math.nan
+        return self.total / self.weight if self.weight else math.nan
 
 
 class Run:
@@ -90,7 +90,7 @@ class Run:
             for _ in self._epochs():
                 self._end_of_epoch()
         except NotFiniteError as error:
-            if self.epoch_loss.rows:
+            if self.epoch_loss.weight:
                 self.train_loss = self.epoch_loss.mean
             if not self._broken():
                 self._keep_weights()
@@ -101,19 +101,20 @@ class Run:
     def _epochs(self) -> Iterator[None]:
         """The loop; yields when an epoch, or the whole run in mid-epoch, has ended."""
         job, progress, last = self.job, self.progress, self.job.total_steps
-        every, seen = job.config.log_every, 0
+        every = job.config.log_every
         learners = {"model": job.learner}
         self.clock.start()
         for _ in loop.train(job.task, learners, job.rounds, progress):
             if progress.position:
                 self.clock.stop()
-                self.epoch_loss.add(progress, progress.samples - seen)
-                seen = progress.samples
+                self.epoch_loss.add(progress.loss, progress.loss_weight)
                 self.reporter.step(progress.round + 1, progress.step, progress.samples, progress.loss)
                 if every and progress.step % every == 0:
                     self.log.write("step", self._row(progress.loss))
                 if progress.step < last or progress.position == job.task.steps_per_round:
                     continue
+            known = job.learner.meet()
+            self.epoch_loss.add(known.mean_loss, known.weight)
             self.train_loss, self.epoch_loss = self.epoch_loss.mean, EpochLoss()
             yield
             if progress.step >= last:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from distloop.comm.agree import exchange, together
 from distloop.comm.mpi import MPI
 from distloop.courier import Courier, Myself, SecondThread
+from distloop.direct import disengage, engage
 from distloop.errors import NotFiniteError
 from distloop.flat import Room, plan
 from distloop.landing import HOT_ELEMENTS, Landing
+from distloop.local_steps import EveryStep, Known, Rhythm
 from distloop.optimizers import MakeOptimizer, Shown, cuts_allowed, made
 from distloop.ownership import Ownership
 from distloop.parts import Block, Cutting, Part, Piece, bucket_bytes, parts_of
@@ -48,14 +50,19 @@ class ConstantRate:
 class Gradients:
     """What one step has gathered on this rank: ``total`` and ``weight`` are sums over its rows.
 
-    The gradients themselves lie in the learner's flat vectors. After the reduction ``mean_loss`` is the mean over the
-    global batch.
+    The gradients themselves lie in the learner's flat vectors. After the step ``known`` is the loss of all ranks: the
+    mean over the global batch, or what ranks that step alone knew when they last met.
     """
 
     total: float = 0.0
     weight: float = 0.0
     divisor: float = 1.0
-    mean_loss: float = math.nan
+    known: Known = Known()  # noqa: RUF009 (it is frozen)
+
+    @property
+    def mean_loss(self) -> float:
+        """That mean."""
+        return self.known.mean_loss
 
     def add(self, loss: Loss) -> None:
         """One minibatch more."""
@@ -84,20 +91,23 @@ class Learner:
         gradient_dtype: torch.dtype | None = None,
         hot_elements: int = HOT_ELEMENTS,
         timeline: Timeline | None = None,
+        rhythm: Rhythm | None = None,
     ) -> None:
         """``make_optimizer`` gets named tensors, as torch's optimizers take them: ``lambda named: Adam(named)``.
 
         ``clip``: the largest global norm that a gradient may have, over all parameters and ranks; ``norm`` is then the
         last one, before clipping. ``gradient_dtype``: in which gradients wait where ranks read each other's memory.
-        ``hot_elements``: 0 where somebody else calls backward, so that every gradient lands at once.
+        ``hot_elements``: 0 where somebody else calls backward, so that every gradient lands at once. ``rhythm``: when
+        the ranks meet, by default at every step.
         """
-        self.module, self.ownership, self.clip = module, ownership, clip
-        self.timeline = timeline or NoTimeline()
+        self.module, self.clip, self.timeline = module, clip, timeline or NoTimeline()
+        everybody, all_ranks, rhythm = ownership, ownership.collective.comm.control, rhythm or EveryStep()
+        check_same_model(all_ranks, module)
+        same_start(everybody.collective, module)
+        self.ownership = ownership = rhythm.of_step(everybody)
         collective = ownership.collective
         self.control = collective.comm.control
-        check_same_model(self.control, module)
-        same_start(collective, module)
-        with together(self.control):
+        with together(all_ranks):
             anywhere = cuts_allowed(make_optimizer)
             planned = plan(module)
         reads_parts = collective.reads and ownership.divides
@@ -108,12 +118,14 @@ class Learner:
         cutting = Cutting(anywhere, keeps=clip is not None, bucket_bytes=bucket_bytes(total_bytes) if early else None)
         self.parts = parts_of(self.flats, ownership, placement, cutting)
         self.landing = Landing(self.flats, *((0, self._landed) if early else (hot_elements, None)))
+        self._direct = [] if early else list(engage(module, self.landing))
         pieces = [(piece.name, piece.parameter) for part in self.parts for piece in part.pieces]
-        with together(self.control):
+        with together(all_ranks):
             self.optimizer = made(make_optimizer, pieces)
         self.schedule = make_schedule(self.optimizer)
         self._shown = Shown(self.optimizer, [block for part in self.parts for block in part.blocks])
         self.buffers = Buffers(module, collective)
+        self.meetings = rhythm.meetings(everybody, module, self.parts, self.timeline)
         self.steps, self.norm = 0, math.nan
         self.courier: Courier = SecondThread() if early else Myself()
         self._under_way = UnderWay(self.parts)
@@ -128,7 +140,8 @@ class Learner:
         """
         self._under_way.begin(armed=self.courier.early and not more)
         if loss.total.requires_grad:
-            torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.parameters)
+            with self.landing.opened(not self.courier.early):
+                torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.parameters)
             self.landing.sweep()
         for part in self._under_way.rest():
             self._send(part)
@@ -145,8 +158,15 @@ class Learner:
 
         A parameter that got no gradient on any rank is left out of the step, as in torch.
         Raises NotFiniteError on all ranks, before anything is changed, if the loss is not finite on any, or
-        the norm of the gradient, where it is looked at.
+        the norm of the gradient, where it is looked at. A rank that steps alone leaves such a step out instead, and
+        says so when the ranks meet.
         """
+        try:
+            yield from self._reduced(gradients)
+        except NotFiniteError as error:
+            self.meetings.refuse(error)
+
+    def _reduced(self, gradients: Gradients) -> Iterator[Block]:
         if not self.courier.early:
             for part in self.parts:
                 self._prepare(part)
@@ -181,15 +201,26 @@ class Learner:
         else:
             for part in self.parts:
                 self._gather(part)
-        self.buffers.average(self._pending.weight)
+        pending = self._pending
+        self.buffers.average(pending.weight)
         self.schedule.step()
         self._forget()
         self.steps += 1
+        pending.known = self.meetings.after_step(pending.total, pending.weight, pending.known)
+
+    def meet(self) -> Known:
+        """Equal replicas: before they are looked at, where ranks step alone for a while. Collective.
+
+        Returns the mean loss since they last met, if that is news. Raises NotFiniteError on all ranks.
+        """
+        return self.meetings.meet()
 
     def release(self) -> None:
         """Give the module back: parameters in memory of their own, no hooks, no thread."""
         self.courier.close()
         self.landing.remove()
+        for layer in self._direct:
+            disengage(layer)
         for flat in self.flats:
             flat.release()
 
@@ -256,7 +287,7 @@ class Learner:
             raise self._not_finite("the loss", f" ({', '.join(bad) or 'the sum over the ranks'})")
         self.landing.agree(self.control, anywhere=missing > 0)
         self.buffers.agree(weight, anywhere=changed > 0)
-        gradients.mean_loss = total / weight if weight else math.nan
+        gradients.known = Known(total / weight, weight) if weight else Known()
         return gradients.divisor / weight if weight else 0.0
 
     def _not_finite(self, what: str, where: str) -> NotFiniteError:

@@ -25,14 +25,16 @@ class Progress:
     samples: int = 0
     """Rows seen, over all ranks."""
     loss: float = float("nan")
-    """Mean loss over the last global batch."""
+    """Mean loss over the last global batch; where ranks step alone, since they last met."""
+    loss_weight: float = 0.0
+    """Rows or tokens that this is the mean of; 0 if it is no news."""
 
     def after_step(self, minibatch: Minibatch, gradients: Gradients) -> Progress:
         """One step further."""
         self.step += 1
         self.position += 1
         self.samples += minibatch.global_rows
-        self.loss = gradients.mean_loss
+        self.loss, self.loss_weight = gradients.known.mean_loss, gradients.known.weight
         return self
 
     def after_round(self) -> Progress:

@@ -92,6 +92,7 @@ class Buffers:
         if self.changed:
             for tensor, kept in zip(self._tensors(), self._kept, strict=True):
                 tensor.detach().copy_(kept)
+        self._pending = False
         self._keep()
 
     def _keep(self) -> None:

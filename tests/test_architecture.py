@@ -16,7 +16,7 @@ LAYERS = [
     "errors partition cost units",
     "imports",
     "comm",
-    "flat landing optimizers ownership placement replicas timeline courier parts under_way",
+    "flat landing optimizers ownership placement replicas timeline courier parts under_way local_steps",
     "strategies",
     "learner",
     "loop",
@@ -27,8 +27,8 @@ LAYERS = [
     "build",
     "job",
     "prediction plain_torch verb",
-    "api",
-    "train predict plan",
+    "api comparing",
+    "train predict plan compare",
 ]
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names.split()}
 every_module = pytest.mark.parametrize("path", MODULES, ids=[str(path.relative_to(ROOT)) for path in MODULES])
