@@ -41,7 +41,11 @@ def make_parser(prog: str, description: str, schema: type[Any]) -> ArgumentParse
     required = [entry.name for entry in fields(schema) if MISSING is entry.default is entry.default_factory]
     parser = _new_parser(prog, description, required)
     parser.add_argument("--config", action="config", help="A configuration file; options after it override its keys")
-    helps = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(schema).params}
+    helps = {
+        entry.arg_name: entry.description
+        for kind in schema.__mro__[:-1]  # a configuration may extend another
+        for entry in docstring_parser.parse_from_object(kind).params
+    }
     hints = get_type_hints(schema)
     for entry in fields(schema):
         text = " ".join((helps[entry.name] or "").split())

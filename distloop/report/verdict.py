@@ -1,0 +1,89 @@
+"""One sentence: which strategy to use, by how much it is better, and why."""
+
+from __future__ import annotations
+
+from distloop.report.comparison import NOISE, PHASES, Comparison, Contender
+from distloop.report.words import data_size, duration
+
+_REASONS = {
+    "compute": "computes for {} less a step",
+    "wait": "waits {} less a step",
+    "transfer": "moves data for {} less a step",
+    "optimizer": "spends {} less a step in the optimizer, whose work the ranks share out",
+}
+
+
+def verdict(comparison: Comparison) -> str:
+    """Such as ``Use shared: 1.9 times as fast as ring, ..., because it moves data for 3.1 ms less a step.``"""
+    best = comparison.best
+    if best is None:
+        return "No strategy can be recommended: none gave the weights that plain torch gives (see the table)."
+    others = [one for one in comparison.ranked if one.synchronised and one.trusted and one is not best]
+    return " ".join(_sentences(comparison, best, others))
+
+
+def _sentences(comparison: Comparison, best: Contender, others: list[Contender]) -> list[str]:
+    told = []
+    level = [one for one in others if abs(one.p50 / best.p50 - 1) <= NOISE]
+    slower = [one for one in others if one.p50 > best.p50 * (1 + NOISE)]
+    if slower:
+        faster = _listed([f"{one.p50 / best.p50:.2g} times as fast as {one.name}" for one in _chosen(slower)])
+        told.append(f"Use {best.name}: {faster}{_because(best, slower)}.")
+    else:
+        told.append(f"Use {best.name}, though nothing else here is slower.")
+    if level:
+        told.append(f"{_listed([one.name for one in level], capital=True)} take{'s' * (len(level) == 1)} as long.")
+    told += [_against_alone(best)] if best.ratio_to_alone else []
+    told += [
+        _temptation(one, best) for one in comparison.ranked if one.approximate and one.p50 < best.p50 * (1 - NOISE)
+    ]
+    return told
+
+
+def _chosen(slower: list[Contender]) -> list[Contender]:
+    """The next best, ring where it is not that, and the slowest; foreign ones always."""
+    wanted = [slower[0], *[one for one in slower if one.name == "ring" or not one.ours], slower[-1]]
+    return list(dict.fromkeys(sorted(wanted, key=lambda one: one.p50)))
+
+
+def _because(best: Contender, slower: list[Contender]) -> str:
+    """What the split of the next best shows; of nothing that was not measured."""
+    other = next((one for one in slower if one.split), None)
+    reasons = []
+    if other is not None and best.split is not None:
+        saved = {phase: other.split[phase] - best.split[phase] for phase in PHASES}  # type: ignore[index]
+        large = max(saved, key=lambda phase: saved[phase])
+        if saved[large] > 0:
+            reasons.append(_REASONS[large].format(duration(saved[large])) + f" than {other.name}")
+    if best.sent_bytes is not None and not max(best.sent_bytes) and any(_sends(one) for one in slower):
+        reasons.append("sends nothing: ranks read each other's memory")
+    return f", because it {' and '.join(reasons)}" if reasons else ""
+
+
+def _sends(one: Contender) -> bool:
+    return one.sent_bytes is not None and max(one.sent_bytes) > 0
+
+
+def _against_alone(best: Contender) -> str:
+    ratio = best.ratio_to_alone
+    assert ratio is not None
+    if ratio >= 1 + NOISE:
+        return f"A synchronised step is {ratio:.2f} times as fast as the same step in training alone."
+    if ratio > 1 - NOISE:
+        return "A synchronised step takes as long as the same step in training alone."
+    return f"Of a step's time, {1 - ratio:.0%} is the price of synchronising."
+
+
+def _temptation(one: Contender, best: Contender) -> str:
+    loss = ""
+    if one.loss is not None and best.loss is not None:
+        loss = f", with a loss of {one.loss:.4f} instead of {best.loss:.4f}"
+    sent = ""
+    if one.sent_bytes and best.sent_bytes and max(best.sent_bytes):
+        sent = f" and {data_size(max(one.sent_bytes))} instead of {data_size(max(best.sent_bytes))} sent"
+    return f"{one.name} would be {best.p50 / one.p50:.2g} times as fast again{loss}{sent}; it is another training."
+
+
+def _listed(words: list[str], capital: bool = False) -> str:
+    text = words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    return text[0].upper() + text[1:] if capital else text
