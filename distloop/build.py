@@ -19,7 +19,7 @@ from distloop.models import build_model
 from distloop.optimizers import made
 from distloop.partition import Partition
 from distloop.schedules import build_schedule
-from distloop.strategies import strategy
+from distloop.strategies import Compression, rhythm, strategy
 from distloop.tasks import Shard, Supervised, goal_of
 
 DEFAULT_EPOCHS = 10
@@ -87,7 +87,10 @@ def build(config: Config, world: World, given: Given) -> Job:
 
 def make_learner(config: Config, world: World, found: Ingredients, module: nn.Module) -> Learner:
     """Of ``module``, by the strategy of ``config``. Collective."""
-    return Learner(module, *strategy(config.strategy, world.comm), config.optimizer, found.schedule, config.clip)
+    with together(world.comm.control):
+        meeting = rhythm(config.sync_every, config.outer, config.outer_args)
+    ownership, placement = strategy(config.strategy, world.comm, Compression(config.compress, config.compress_args))
+    return Learner(module, ownership, placement, config.optimizer, found.schedule, config.clip, rhythm=meeting)
 
 
 def prepare(config: Config, world: World, given: Given) -> Ingredients:
@@ -113,12 +116,13 @@ def prepare(config: Config, world: World, given: Given) -> Ingredients:
 
 def _facts(config: Config, data: Data) -> dict[str, Any]:
     """What would make ranks part ways, or wait for each other for ever, if it differed."""
-    options = ("batch_size", "seed", "epochs", "steps", "accumulate", "strategy", "clip", "precision")
+    learning = ("batch_size", "seed", "epochs", "steps", "accumulate", "strategy", "clip", "precision")
+    talking = ("compress", "compress_args", "sync_every", "outer", "outer_args")
     return {
         "the number of rows to train on": len(data.train),
         "the number of rows to validate on": len(data.validation),
         "the kind of data": repr(data.train.spec),
-    } | {name: getattr(config, name) for name in options}
+    } | {name: getattr(config, name) for name in (*learning, *talking)}
 
 
 def total_steps(config: Config, task: Supervised) -> int:

@@ -85,6 +85,19 @@ class Config:
     """Of initial weights and of the order of rows"""
     strategy: Strategy = "ring"
     """How gradients travel, who owns what, and where"""
+    compress: Literal["none", "topk", "powersgd"] = "none"
+    """Send less of each gradient, and what was left out later: topk, its largest elements, or powersgd, an
+    approximation of low rank; learns otherwise than without, and pays on slow networks"""
+    compress_args: dict[str, Any] = field(default_factory=dict)
+    """--compress-args.fraction 0.01 of the elements (topk), or --compress-args.rank 4 of the matrices (powersgd)"""
+    sync_every: int = 1
+    """Each rank takes this many steps alone, on its own rows, before the ranks average what they have learned (local
+    SGD); learns otherwise than meeting at every step, and --clip looks at a rank's own norm"""
+    outer: Literal["average", "nesterov"] = "average"
+    """What ranks do when they meet: average, or nesterov, which takes the mean of their ways as the gradient of an
+    optimizer of its own (DiLoCo)"""
+    outer_args: dict[str, Any] = field(default_factory=dict)
+    """--outer-args.lr (default 0.7) and --outer-args.momentum (default 0.9) of nesterov"""
     device: str = "auto"
     """cpu, cuda (one per rank of a node, in turn), any other of torch, or auto: cuda where there is one"""
     threads: int | None = None
@@ -103,6 +116,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
         least = {"epochs": 1, "steps": 1, "batch_size": 1, "accumulate": 1, "threads": 1, "context": 1, "classes": 1}
+        least |= {"sync_every": 1}
         for name, bound in (least | {"workers": 0, "warmup_steps": 0, "log_every": 0}).items():
             value = getattr(self, name)
             if not (value is None or isinstance(value, int) or (name, value) == ("batch_size", "all")):

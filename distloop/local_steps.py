@@ -29,12 +29,19 @@ from distloop.replicas import Buffers
 from distloop.timeline import Timeline
 
 MakeOuter = Callable[[list[Tensor]], torch.optim.Optimizer]
-OUTERS: dict[str, MakeOuter] = {
-    "average": lambda anchors: torch.optim.SGD(anchors, lr=1.0),
-    "nesterov": lambda anchors: torch.optim.SGD(anchors, lr=0.7, momentum=0.9, nesterov=True),
-}
-"""What is done with the mean way that the ranks have gone. ``average``: all go there (local SGD). ``nesterov``: it is
-the gradient of an optimizer, with the values of DiLoCo."""
+
+
+def average(anchors: list[Tensor]) -> torch.optim.Optimizer:
+    """All ranks go where their mean is: local SGD."""
+    return torch.optim.SGD(anchors, lr=1.0)
+
+
+def nesterov(anchors: list[Tensor], lr: float = 0.7, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """The mean way that ranks have gone is a gradient to an optimizer of its own: DiLoCo, with the paper's values."""
+    return torch.optim.SGD(anchors, lr=lr, momentum=momentum, nesterov=True)
+
+
+OUTERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"average": average, "nesterov": nesterov}
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class LocalSteps(Rhythm):
     """
 
     every: int
-    make_outer: MakeOuter = OUTERS["average"]
+    make_outer: MakeOuter = average
 
     def of_step(self, ownership: Ownership) -> Ownership:
         """A world of one. Raises ConfigError on all ranks if no rank has all that it needs to step alone."""
@@ -253,4 +260,4 @@ class _Way:
         self.part.placed.keep()
 
 
-__all__ = ["OUTERS", "EveryStep", "Known", "LocalSteps", "MakeOuter", "Meetings", "Rhythm"]
+__all__ = ["OUTERS", "EveryStep", "Known", "LocalSteps", "MakeOuter", "Meetings", "Rhythm", "average", "nesterov"]

@@ -31,8 +31,8 @@ class PowerSGD(Compressed):
 
     def __init__(self, collective: Collective, rank: int = 4, least_elements: int = LEAST_ELEMENTS) -> None:
         """``rank``: of the approximation, r above. Raises ConfigError if it is less than 1."""
-        if rank < 1:
-            raise ConfigError(f"powersgd with rank {rank}: expected at least 1")
+        if not isinstance(rank, int) or rank < 1:
+            raise ConfigError(f"powersgd with rank {rank}: expected a whole number, at least 1")
         super().__init__(collective, least_elements)
         self.rank_of_matrices = rank
 
