@@ -8,27 +8,63 @@ from statistics import median
 
 from distloop.comm import World, exchange
 from distloop.comparing.run import Entry, Field
-from distloop.report.comparison import ALONE, Comparison, Contender, Setting
+from distloop.comparing.sticks import Model, optimizer_cost
+from distloop.cost import MODELS, Workload
+from distloop.report.comparison import ALONE, Comparison, Contender, Scaling, Setting, Yardstick
 from distloop.run_folder import versions
 
+DDP_NOTE = "transfer is what backward takes longer than alone; gloo has no shared memory"
 FEW_ROUNDS = 7
 UNSTEADY = 0.15
+UNSTEADY_STICK = 0.1
 
 
 def comparison_of(field: Field, steps: int, command: str) -> Comparison:
-    """Collective."""
+    """Times the bare collectives too, where they were asked for. Collective."""
     setting = _setting(field, steps, command)
+    found = field.bandwidths()
     alone = next(entry for entry in field.entries if entry.name == ALONE)
-    losses = field.losses()
-    contenders = [
-        _contender(entry, alone, loss, field.world) for entry, loss in zip(field.entries, losses, strict=True)
-    ]
-    return Comparison(setting, contenders, warnings=_warnings(setting, contenders), left_out=field.left_out)
+    model = _model(field, alone)
+    pairs = zip(field.entries, field.losses(), strict=True)
+    contenders = [_contender(entry, alone, loss, field.world, model) for entry, loss in pairs]
+    sticks = field.sticks.told
+    return Comparison(
+        setting,
+        contenders,
+        found,
+        sticks,
+        _scaling(field, model),
+        _warnings(setting, contenders, sticks),
+        field.left_out,
+    )
+
+
+def _model(field: Field, alone: Entry) -> Model | None:
+    cost = optimizer_cost(alone.runner.optimizer)
+    if cost is None:
+        return None
+    parameters = sum(each.numel() for each in field.found.module.parameters() if each.requires_grad)
+    return Model(Workload(parameters, cost, _scaled(alone)["compute"]), field.sticks.topology)
+
+
+def _scaling(field: Field, model: Model | None) -> Scaling | None:
+    if model is None:
+        return None
+    named = [entry.spec.config.strategy for entry in field.entries if entry.spec and not entry.spec.approximate]
+    known = [name for name in dict.fromkeys([*named, "hierarchical"]) if name in MODELS]
+    return model.scaling(known, field.config.link_bytes)
+
+
+def _scaled(entry: Entry) -> dict[str, float]:
+    """The parts of the traced steps, as parts of the median of those without a trace."""
+    assert entry.split is not None
+    traced = sum(entry.split.values()) or 1.0
+    return {phase: seconds / traced * median(entry.timed.step_seconds) for phase, seconds in entry.split.items()}
 
 
 def _setting(field: Field, steps: int, command: str) -> Setting:
     config, world, found = field.config, field.world, field.found
-    optimizer = field.entries[0].runner.optimizer_name
+    optimizer = type(field.entries[0].runner.optimizer).__name__
     return Setting(
         world.describe(found.threads),
         world.library,
@@ -48,33 +84,32 @@ def _setting(field: Field, steps: int, command: str) -> Setting:
     )
 
 
-def _contender(entry: Entry, alone: Entry, loss: float, world: World) -> Contender:
-    timed, own = entry.timed, entry.runner
-    assert entry.split is not None
-    ours = entry.spec is not None
+def _contender(entry: Entry, alone: Entry, loss: float, world: World, model: Model | None) -> Contender:
+    timed, name, spec = entry.timed, entry.name, entry.spec
     sent = exchange(world.comm.control, [timed.sent.bytes / timed.steps, timed.sent.messages / timed.steps])
     ratios = [one / other for one, other in zip(alone.timed.step_seconds, timed.step_seconds, strict=True)]
-    traced = sum(entry.split.values()) or 1.0
-    p50 = median(timed.step_seconds)
+    split = _scaled(entry)
+    besides = sum(split.values()) - split["compute"]
+    bounded = model is not None and entry is not alone and besides > 0
     return Contender(
-        own.name,
+        name,
         timed.step_seconds,
-        {phase: seconds / traced * p50 for phase, seconds in entry.split.items()},
-        [bytes_ for bytes_, _ in sent] if ours else None,
-        [messages for _, messages in sent] if ours else None,
+        split,
+        [bytes_ for bytes_, _ in sent] if spec else None,
+        [messages for _, messages in sent] if spec else None,
         entry.memory_bytes,
         loss,
         entry.agreement,
-        approximate=entry.spec is not None and entry.spec.approximate,
-        ours=ours,
+        approximate=spec is not None and spec.approximate,
+        ours=spec is not None,
         ratio_to_alone=None if entry is alone else median(ratios),
-        note="transfer is what backward takes longer than alone; gloo has no shared memory"
-        if own.name == "ddp"
-        else "",
+        predicted_seconds=model.step_seconds(name) if model else None,
+        of_bound=model.bound_seconds / besides if model and bounded else None,
+        note=DDP_NOTE if name == "ddp" else "",
     )
 
 
-def _warnings(setting: Setting, contenders: Sequence[Contender]) -> list[str]:
+def _warnings(setting: Setting, contenders: Sequence[Contender], sticks: Sequence[Yardstick]) -> list[str]:
     told = []
     if "oversubscribed" in setting.world:
         told.append(
@@ -86,4 +121,9 @@ def _warnings(setting: Setting, contenders: Sequence[Contender]) -> list[str]:
     unsteady = [f"{one.name} by {one.spread:.0%}" for one in contenders if one.spread > UNSTEADY]
     if unsteady:
         told.append(f"times differ between rounds: {', '.join(unsteady)}. Something else may be using the machine")
+    told += [
+        f"the yardstick, {one.name}, differed by {one.spread:.0%} between rounds: bounds are that unsure"
+        for one in sticks
+        if one.spread > UNSTEADY_STICK
+    ]
     return told

@@ -13,15 +13,17 @@ from distloop.build import Given, Ingredients, make_task, prepare
 from distloop.comm import World, together
 from distloop.comm.mpi import MPI
 from distloop.comparing.agreement import Reference
+from distloop.comparing.bandwidths import bandwidths, bare_collectives, fitting_bytes
 from distloop.comparing.ddp import Ddp, stop_gloo
 from distloop.comparing.footprint import held_bytes
 from distloop.comparing.options import CompareConfig
 from distloop.comparing.rounds import WARM_UP_STEPS, Timed, slowest, steps_per_round, take_turns, timed_steps
 from distloop.comparing.runners import Plain, Runner, Synchronised
 from distloop.comparing.specs import Spec, specs_of
+from distloop.comparing.sticks import Sticks
 from distloop.data import Loader
 from distloop.errors import DistloopError
-from distloop.report.comparison import ALONE, Agreement
+from distloop.report.comparison import ALONE, Agreement, Bandwidth
 from distloop.tasks import Shard
 from distloop.timeline import NoTimeline, RecordedTimeline, seconds_by_phase
 
@@ -57,6 +59,7 @@ class Field:
             self.specs = specs_of(config.strategies, config)
         self.warm_up = max([WARM_UP_STEPS, *(spec.sync_every for spec in self.specs)])
         self.reference = Reference(config, world, self.found, given, self.warm_up)
+        self.sticks = Sticks(world)
         self.entries: list[Entry] = []
         self.left_out: dict[str, str] = {}
         self._enter(lambda: self._plain(ALONE), None)
@@ -106,7 +109,7 @@ class Field:
             entries,
             config.rounds,
             lambda entry: timed_steps(entry.runner, self.world, steps, entry.timed),
-            lambda: None,
+            self.sticks.round,
         )
         return steps
 
@@ -134,6 +137,17 @@ class Field:
             timeline.write(folder / f"timeline-{runner.name}.json", self.world)
         return dict(zip(found, sums.tolist(), strict=True))
 
+    def bandwidths(self) -> list[Bandwidth]:
+        """Of the bare collectives, if they were asked for."""
+        config, world = self.config, self.world
+        if not config.collectives:
+            return []
+        specs = [entry.spec for entry in self.entries if entry.spec is not None]
+        largest = fitting_bytes(world, config.largest_bytes, len(specs) + 1)
+        bare = bare_collectives(specs, world, largest, gloo=config.against == "ddp")
+        self.say(f"all-reduce of 1 KiB to {largest / 2**20:.0f} MiB: {', '.join(one.name for one in bare)}")
+        return bandwidths(bare, world, self.sticks, largest, config.rounds)
+
     def losses(self) -> list[float]:
         """Of each, the mean of its last steps' losses, over the ranks where they differ."""
         own = np.array([np.mean(entry.runner.losses) for entry in self.entries]) / self.world.size
@@ -145,4 +159,5 @@ class Field:
         for entry in self.entries:
             entry.runner.release()
         self.found.loader.close()
+        self.sticks.close()
         stop_gloo()

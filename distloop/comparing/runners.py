@@ -36,7 +36,7 @@ class Runner(ABC):
     def __init__(
         self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Iterator[Progress]
     ) -> None:
-        self.name, self.module, self.optimizer_name = name, module, type(optimizer).__name__
+        self.name, self.module, self.optimizer = name, module, optimizer
         self._device = next(module.parameters()).device
         self.timeline: Timeline = NoTimeline()
         self.losses: deque[float] = deque(maxlen=LOSSES_KEPT)

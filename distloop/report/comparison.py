@@ -102,6 +102,12 @@ class Contender:
         quarter = len(ordered) // 4
         return (ordered[-1 - quarter] - ordered[quarter]) / self.p50 if self.p50 else 0.0
 
+    def slower_than(self, other: Contender) -> bool:
+        """Clearly: in three of four rounds, which both had together."""
+        pairs = list(zip(self.step_seconds, other.step_seconds, strict=True))
+        lost = [mine > theirs * (1 + NOISE) for mine, theirs in pairs]
+        return 4 * sum(lost) >= 3 * len(lost)
+
     @property
     def synchronised(self) -> bool:
         """All but training alone."""
@@ -197,5 +203,5 @@ class Comparison:
         candidates = [one for one in self.ranked if one.trusted and one.ours]
         if not candidates:
             return None
-        level = [one for one in candidates if one.p50 <= candidates[0].p50 * (1 + NOISE)]
+        level = [one for one in candidates if not one.slower_than(candidates[0])]
         return min(level, key=lambda one: (round((one.memory_bytes or 0) / 1e6), one.p50))

@@ -16,7 +16,7 @@ _CSS = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9aa4af; --line: #3d444d; --back: #14171b;
   --card: #1d2126; --good: #4ac26b; --bad: #ff7b72; --warn: #e3b341; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 60rem; background: var(--back); color: var(--ink);
+body { margin: 0 auto; padding: 1.5rem 1rem 3rem; max-width: 66rem; background: var(--back); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; line-height: 1.25; }
 h2 { font-size: 1.1rem; margin: 2.25rem 0 .5rem; }
@@ -29,7 +29,7 @@ p { margin: .5rem 0; }
   font-size: .9rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 tr:last-child td, tr:last-child th { border-bottom: 0; }
 th { font-weight: 600; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--back); }

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from distloop.report.comparison import PHASES, Comparison, Contender
-from distloop.report.comparison_table import binary_size
+from distloop.report.comparison_table import binary_size, milliseconds
 
 matplotlib.use("Agg")
 
@@ -24,7 +24,7 @@ COLOURS = {"compute": "#4c78a8", "wait": "#9d9da1", "transfer": "#f58518", "opti
 LINES = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#d6a400", "#9d9da1")
 INK, FAINT = "#1b1f24", "#c9ccd1"  # in SVG they become the page's own
 WIDE, NARROW = 8.6, 4.1
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -104,7 +104,8 @@ def draw_time(comparison: Comparison, width: float) -> Figure:
     longest = max(one.p50 for one in ranked) * 1e3
     for height, one in enumerate(ranked):
         _stack(axes, height, one)
-        axes.text(one.p50 * 1e3 + longest * 0.012, height, f"{one.p50 * 1e3:.3g}", va="center", fontsize=9)
+        weight = "bold" if one is comparison.best else "normal"
+        axes.text(longest * 1.13, height, milliseconds(one.p50), va="center", ha="right", fontsize=9, fontweight=weight)
     if comparison.alone is not None:
         alone = comparison.alone.p50 * 1e3
         axes.axvline(alone, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -112,7 +113,7 @@ def draw_time(comparison: Comparison, width: float) -> Figure:
     axes.set_yticks(range(len(ranked)), [_named(one, comparison) for one in ranked])
     for label, one in zip(axes.get_yticklabels(), ranked, strict=True):
         label.set_fontweight("bold" if one is comparison.best else "normal")
-    axes.set_xlim(0, longest * 1.12)
+    axes.set_xlim(0, longest * 1.14)
     axes.set_ylim(-0.6, len(ranked) - 0.05)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
