@@ -78,20 +78,19 @@ def shapes_of(outcome):
 
 
 def test_bytes_by_the_formulas(outcomes):
-    """What a rank has sent in all, the equal start included, which every run with a ring has sent."""
-    steps = 6 * STEPS_OF_AN_EPOCH
-    shapes = shapes_of(outcomes["plain"])
-    elements = outcomes["plain"].summary["parameters"]
-    sent = {name: outcomes[name].summary["sent_bytes_per_rank"] for name in LEARNING}
-    start = [total - steps * ring_bytes(elements, rank, RANKS) for rank, total in enumerate(sent["plain"])]
-    of_step = {name: [(total - start[rank]) for rank, total in enumerate(sent[name])] for name in sent}
-    count = -(-elements // 100)
-    assert of_step["topk"] == [steps * 8 * count * (RANKS - 1)] * RANKS
+    """Of all that each rank has sent in training."""
+    steps, meetings = 6 * STEPS_OF_AN_EPOCH, 6 * (STEPS_OF_AN_EPOCH // 8 + 1)
+    elements, shapes = outcomes["plain"].summary["parameters"], shapes_of(outcomes["plain"])
     first, second = low_rank_lengths(shapes, 2)
-    of_both = [ring_bytes(first, rank, RANKS) + ring_bytes(second, rank, RANKS) for rank in range(RANKS)]
-    assert of_step["powersgd"] == [steps * one for one in of_both]
-    meetings = 6 * (STEPS_OF_AN_EPOCH // 8 + 1)
-    assert of_step["local"] == of_step["diloco"] == [meetings * ring_bytes(elements, r, RANKS) for r in range(RANKS)]
+    whole = [ring_bytes(elements, rank, RANKS) for rank in range(RANKS)]
+    expected = {
+        "plain": [steps * one for one in whole],
+        "topk": [steps * 8 * -(-elements // 100) * (RANKS - 1)] * RANKS,
+        "powersgd": [steps * (ring_bytes(first, r, RANKS) + ring_bytes(second, r, RANKS)) for r in range(RANKS)],
+        "local": [meetings * one for one in whole],
+        "diloco": [meetings * one for one in whole],
+    }
+    assert {name: outcomes[name].summary["sent_bytes_per_rank"] for name in expected} == expected
 
 
 def test_meeting_at_every_step_is_what_it_was(outcomes):
