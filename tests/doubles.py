@@ -196,6 +196,9 @@ class ThreadComm:
         ranks = [rank for other, _, rank in sorted(asked) if other == color]
         return self._with([self.members[rank] for rank in ranks], f"split {color}")
 
+    def Split_type(self, split_type: int, key: int = 0) -> ThreadComm:
+        return self.Split(0, key)  # threads share memory
+
     def Dup(self) -> ThreadComm:
         self._gather("Dup", None)
         return self._with(self.members, "dup")

@@ -11,15 +11,18 @@ from distloop.comm.ring import Ring
 from distloop.comm.shared import Shared
 from distloop.comm.star import Star
 from distloop.comm.topk import TopK
+from distloop.comm.wire import Bf16, Plain, Wire
 from distloop.comm.world import World
 
 __all__ = [
+    "Bf16",
     "Collective",
     "Compressed",
     "CountedComm",
     "Memory",
     "Native",
     "NodeMemory",
+    "Plain",
     "PowerSGD",
     "PrivateMemory",
     "Ring",
@@ -27,6 +30,7 @@ __all__ = [
     "Star",
     "TopK",
     "Traffic",
+    "Wire",
     "World",
     "agree",
     "agree_on",

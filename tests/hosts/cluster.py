@@ -16,9 +16,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-_TOOLS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare": "util-linux", "hostname": "hostname"}
+_TOOLS = {
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "hostname": "hostname",
+    "sysctl": "procps",
+}
 _HOLDER = 'hostname "$0" && echo up && exec cat'
 # A queue of 20 ms and a burst of 128 KiB, as a small switch has them.
+# Loss-based, like the default of nearly every cluster, whatever this machine has: BBR, which believes its own estimate
+# of the way's length, loses up to a quarter where data goes both ways through a queue.
+_CONGESTION = "reno"
 _SHAPE = "root tbf rate {rate} burst 128kb latency 20ms"
 
 
@@ -34,10 +44,13 @@ class Counter:
 
 
 class Hosts:
-    """``count`` hosts on one switch, dl0 at 10.77.0.1 and so on, each link shaped to ``rate`` both ways (None: not)."""
+    """``count`` hosts on one switch, dl0 at 10.77.0.1 and so on, each link shaped to ``rate`` both ways (None: not).
 
-    def __init__(self, count: int, rate: str | None = None) -> None:
-        self.count, self.rate = count, rate
+    ``congestion``: the control that TCP uses, of those in /proc/sys/net/ipv4/tcp_allowed_congestion_control.
+    """
+
+    def __init__(self, count: int, rate: str | None = None, congestion: str = _CONGESTION) -> None:
+        self.count, self.rate, self.congestion = count, rate, congestion
         self.names = [f"dl{host}" for host in range(count)]
         self.addresses = [f"10.77.0.{host + 1}" for host in range(count)]
         self._holders: list[subprocess.Popen[str]] = []
@@ -108,6 +121,7 @@ class Hosts:
             _batch(switch, "ip", [link, f"link set port{port} master br0", f"link set port{port} up"])
             address = f"addr add {self.addresses[port]}/24 dev eth0"
             _batch(pid, "ip", ["link set lo up", address, "link set eth0 up"])
+            _run(pid, "sysctl", "-qw", f"net.ipv4.tcp_congestion_control={self.congestion}")
             if self.rate:
                 shape = _SHAPE.format(rate=self.rate)
                 _batch(switch, "tc", [f"qdisc add dev port{port} {shape}"])
