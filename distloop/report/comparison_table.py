@@ -105,19 +105,23 @@ def print_comparison(comparison: Comparison, stream: TextIO, columns: int, termi
     console = Console(file=stream, width=columns, force_terminal=terminal, no_color=not terminal, highlight=False)
     fancy = console.encoding.startswith("utf")
     shown = fitting(columns)
-    console.print(Text(comparison.setting.headline, "bold cyan"))
+
+    def writable(text: str) -> str:
+        return text if fancy else text.replace(" · ", ", ").encode(console.encoding, "replace").decode(console.encoding)
+
+    console.print(Text(writable(comparison.setting.headline), "bold cyan"))
     console.print(_table(comparison, shown, columns, fancy))
     for part in bandwidth_tables(comparison, fancy):
         console.print(part)
-    console.print(Text(_legend(comparison, shown), "dim"))
+    console.print(Text(writable(_legend(comparison, shown)), "dim"))
     if len(shown) < len(COLUMNS):
         hidden = [column.head for column in COLUMNS if column not in shown]
         console.print(Text(f"In a wider window, with --json and --report also: {', '.join(hidden)}", "dim"))
     for name, why in (comparison.left_out or {}).items():
-        console.print(Text(f"{name} is left out: {why}", "dim"))
+        console.print(Text(writable(f"{name} is left out: {why}"), "dim"))
     for warning in comparison.warnings:
-        console.print(Text(f"! {warning}", "yellow"))
-    console.print(Text(verdict(comparison), "bold green" if comparison.best else "bold red"))
+        console.print(Text(writable(f"! {warning}"), "yellow"))
+    console.print(Text(writable(verdict(comparison)), "bold green" if comparison.best else "bold red"))
 
 
 def _legend(comparison: Comparison, shown: Sequence[Column]) -> str:

@@ -24,26 +24,25 @@ def verdict(comparison: Comparison) -> str:
 
 def _sentences(comparison: Comparison, best: Contender, others: list[Contender]) -> list[str]:
     told = []
-    level = [one for one in others if abs(one.p50 / best.p50 - 1) <= NOISE]
-    slower = [one for one in others if one.p50 > best.p50 * (1 + NOISE)]
+    slower = [one for one in others if one.slower_than(best)]
+    level = [one for one in others if one not in slower]
     if slower:
         faster = _listed([f"{one.p50 / best.p50:.2g} times as fast as {one.name}" for one in _chosen(slower)])
         told.append(f"Use {best.name}: {faster}{_because(best, slower)}.")
+    elif others:
+        told.append(f"Use {best.name}, though nothing else here is clearly slower.")
     else:
-        told.append(f"Use {best.name}, though nothing else here is slower.")
-    if level:
-        told.append(f"{_listed([one.name for one in level], capital=True)} take{'s' * (len(level) == 1)} as long.")
+        told.append(f"Only {best.name} was compared.")
+    if slower and level:
+        told.append(f"No clear difference to {_listed([one.name for one in level])}.")
     told += [_against_alone(best)] if best.ratio_to_alone else []
-    told += [
-        _temptation(one, best) for one in comparison.ranked if one.approximate and one.p50 < best.p50 * (1 - NOISE)
-    ]
+    told += [_temptation(one, best) for one in comparison.ranked if one.approximate and best.slower_than(one)]
     return told
 
 
 def _chosen(slower: list[Contender]) -> list[Contender]:
-    """The next best, ring where it is not that, and the slowest; foreign ones always."""
-    wanted = [slower[0], *[one for one in slower if one.name == "ring" or not one.ours], slower[-1]]
-    return list(dict.fromkeys(sorted(wanted, key=lambda one: one.p50)))
+    """The next best, and those that people know."""
+    return [one for one in slower if one is slower[0] or one.name in ("ring", "zero") or not one.ours][:4]
 
 
 def _because(best: Contender, slower: list[Contender]) -> str:
@@ -77,13 +76,12 @@ def _against_alone(best: Contender) -> str:
 def _temptation(one: Contender, best: Contender) -> str:
     loss = ""
     if one.loss is not None and best.loss is not None:
-        loss = f", with a loss of {one.loss:.4f} instead of {best.loss:.4f}"
+        loss = f", at a loss of {one.loss:.4f} instead of {best.loss:.4f}"
     sent = ""
     if one.sent_bytes and best.sent_bytes and max(best.sent_bytes):
-        sent = f" and {data_size(max(one.sent_bytes))} instead of {data_size(max(best.sent_bytes))} sent"
-    return f"{one.name} would be {best.p50 / one.p50:.2g} times as fast again{loss}{sent}; it is another training."
+        sent = f", {data_size(max(one.sent_bytes))} instead of {data_size(max(best.sent_bytes))} sent"
+    return f"{one.name} is {best.p50 / one.p50:.2g} times as fast still{loss}{sent}: another training."
 
 
-def _listed(words: list[str], capital: bool = False) -> str:
-    text = words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
-    return text[0].upper() + text[1:] if capital else text
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
