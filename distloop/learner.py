@@ -125,7 +125,7 @@ class Learner:
         self.schedule = make_schedule(self.optimizer)
         self._shown = Shown(self.optimizer, [block for part in self.parts for block in part.blocks])
         self.buffers = Buffers(module, collective)
-        self.meetings = rhythm.meetings(everybody, module, self.parts, self.timeline)
+        self.meetings = rhythm.meetings(everybody, module, self.parts)
         self.steps, self.norm = 0, math.nan
         self.courier: Courier = SecondThread() if early else Myself()
         self._under_way = UnderWay(self.parts)
@@ -206,14 +206,14 @@ class Learner:
         self.schedule.step()
         self._forget()
         self.steps += 1
-        pending.known = self.meetings.after_step(pending.total, pending.weight, pending.known)
+        pending.known = self.meetings.after_step(pending.total, pending.weight, pending.known, self.timeline)
 
     def meet(self) -> Known:
         """Equal replicas: before they are looked at, where ranks step alone for a while. Collective.
 
         Returns the mean loss since they last met, if that is news. Raises NotFiniteError on all ranks.
         """
-        return self.meetings.meet()
+        return self.meetings.meet(self.timeline)
 
     def release(self) -> None:
         """Give the module back: parameters in memory of their own, no hooks, no thread."""

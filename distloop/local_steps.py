@@ -60,11 +60,11 @@ class Meetings(ABC):
         """A step cannot be taken: raise, if all ranks know; else keep it until they meet."""
 
     @abstractmethod
-    def after_step(self, total: float, weight: float, step: Known) -> Known:
+    def after_step(self, total: float, weight: float, step: Known, timeline: Timeline) -> Known:
         """A step is done: ``total`` and ``weight`` are this rank's, ``step`` what its ranks know of it."""
 
     @abstractmethod
-    def meet(self) -> Known:
+    def meet(self, timeline: Timeline) -> Known:
         """Equal replicas, now. Raises on all ranks what a rank has kept."""
 
 
@@ -76,7 +76,7 @@ class Rhythm(ABC):
         """With whom a single step is shared. Collective."""
 
     @abstractmethod
-    def meetings(self, ownership: Ownership, module: nn.Module, parts: Sequence[Part], timeline: Timeline) -> Meetings:
+    def meetings(self, ownership: Ownership, module: nn.Module, parts: Sequence[Part]) -> Meetings:
         """``ownership``: of all ranks; ``parts``: of a learner that has that of ``of_step``."""
 
 
@@ -88,7 +88,7 @@ class EveryStep(Rhythm):
         """With all."""
         return ownership
 
-    def meetings(self, ownership: Ownership, module: nn.Module, parts: Sequence[Part], timeline: Timeline) -> Meetings:
+    def meetings(self, ownership: Ownership, module: nn.Module, parts: Sequence[Part]) -> Meetings:
         """None are needed."""
         return _AlwaysTogether()
 
@@ -98,10 +98,10 @@ class _AlwaysTogether(Meetings):
     def refuse(self, error: NotFiniteError) -> None:
         raise error
 
-    def after_step(self, total: float, weight: float, step: Known) -> Known:
+    def after_step(self, total: float, weight: float, step: Known, timeline: Timeline) -> Known:
         return step
 
-    def meet(self) -> Known:
+    def meet(self, timeline: Timeline) -> Known:
         return Known()
 
 
@@ -132,20 +132,17 @@ class LocalSteps(Rhythm):
         control = ownership.collective.comm.control
         return Replicated(Native(cast(MPI.Intracomm, control.Split(control.rank))))
 
-    def meetings(self, ownership: Ownership, module: nn.Module, parts: Sequence[Part], timeline: Timeline) -> Meetings:
+    def meetings(self, ownership: Ownership, module: nn.Module, parts: Sequence[Part]) -> Meetings:
         """Begins at what the parameters are now, which must be the same on all ranks."""
-        return NowAndThen(ownership.collective, module, parts, timeline, self)
+        return NowAndThen(ownership.collective, module, parts, self)
 
 
 @final
 class NowAndThen(Meetings):
     """Where the ranks stand: the anchors, and what each has seen since they met."""
 
-    def __init__(
-        self, collective: Collective, module: nn.Module, parts: Sequence[Part], timeline: Timeline, rhythm: LocalSteps
-    ) -> None:
+    def __init__(self, collective: Collective, module: nn.Module, parts: Sequence[Part], rhythm: LocalSteps) -> None:
         self.collective, self.control, self.every = collective, collective.comm.control, rhythm.every
-        self.timeline = timeline
         self.ways = [_Way(part) for part in parts]
         for way in self.ways:
             collective.layouts.tell(way.wire, way.tensors)
@@ -158,25 +155,25 @@ class NowAndThen(Meetings):
         """Kept: the first one since the ranks met."""
         self.problem = self.problem or str(error).partition(" (")[0].partition(". ")[0]
 
-    def after_step(self, total: float, weight: float, step: Known) -> Known:
+    def after_step(self, total: float, weight: float, step: Known, timeline: Timeline) -> Known:
         """Between meetings nothing new is known of the loss."""
         self.since += 1
         self.total, self.weight = self.total + total, self.weight + weight
-        return self.meet() if self.since == self.every else Known(self.known.mean_loss)
+        return self.meet(timeline) if self.since == self.every else Known(self.known.mean_loss)
 
-    def meet(self) -> Known:
+    def meet(self, timeline: Timeline) -> Known:
         """Average, and take the outer step; at most once after a step."""
         if not self.since:
             return Known()
         facts = np.array([self.weight, self.total, bool(self.problem), self.buffers.changed], dtype=np.float64)
-        with self.timeline.span("wait"):
+        with timeline.span("wait"):
             self.control.Allreduce(MPI.IN_PLACE, facts)
         weight, total, problems, changed = facts.tolist()
         if problems:
             raise self._failed()
         self.buffers.agree(weight, anywhere=changed > 0)
         if weight:
-            self._average(self.weight / weight)
+            self._average(self.weight / weight, timeline)
         self.buffers.average(self.weight)
         self.known = Known(total / weight, weight) if weight else Known()
         self._forget()
@@ -199,12 +196,12 @@ class NowAndThen(Meetings):
             mine = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{number}.")}
             self.outer.state[way.anchor] = {name: torch.from_numpy(np.array(value)) for name, value in mine.items()}
 
-    def _average(self, share: float) -> None:
+    def _average(self, share: float, timeline: Timeline) -> None:
         for way in self.ways:
             way.measure(share)
-            with self.timeline.span("transfer", way.part.number):
+            with timeline.span("transfer", way.part.number):
                 self.collective.all_reduce(way.wire)
-        with self.timeline.span("optimizer"):
+        with timeline.span("optimizer"):
             self.outer.step()
             for way in self.ways:
                 way.follow()

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch import nn
 
-from distloop.comm import PowerSGD, Shared, TopK
+from distloop.comm import PowerSGD, Ring, Shared, TopK
+from distloop.learner import Learner
+from distloop.ownership import Replicated, RootOwned, Sharded
+from distloop.placement import Resident
 from tests.collective_cases import integers
 from tests.compressed_cases import SHAPES, WRAPPED, gradients, length_of, low_rank_lengths, normal, ring_bytes
+from tests.oracle import (
+    OPTIMIZERS,
+    Rows,
+    assert_same_bits,
+    assert_same_weights,
+    convnet,
+    global_batches,
+    run,
+    supervised,
+    train_plainly,
+)
 
 pytestmark = [pytest.mark.mpi(timeout=60)]
 
@@ -83,3 +98,32 @@ def test_bytes_are_those_of_the_formulas(shapes, counted, rank, world_size):
     collective = TopK(WRAPPED["ring"](counted), count / length)
     collective.all_reduce(gradients(collective, shapes))
     assert (counted.sent - before).bytes == (4 + 4) * count * (world_size - 1)
+
+
+@pytest.mark.parametrize("make", [lambda inner: TopK(inner, 1.0, 64), lambda inner: inner], ids=["topk", "plain"])
+def test_buckets_that_are_sent_while_backward_goes_on(make, counted):
+    """Each bucket is a vector with a residual of its own; with every element sent, what comes out is the plain sum."""
+    source, module = Rows(24), convnet()
+    expected = train_plainly(module, global_batches(source, 12, 2), OPTIMIZERS["adam"])
+    ring = Ring(counted)
+    ring.overlaps = True  # as if a network were in the way
+    collective = make(ring)
+    learner = Learner(module, Replicated(collective), Resident(), OPTIMIZERS["adam"])
+    run(supervised(source, counted, 12), learner, 2)
+    assert_same_bits(counted, module)
+    assert_same_weights(module, expected)
+    learner.release()
+
+
+@pytest.mark.parametrize("name", ["ring", "zero", "parameter-server"])
+@compressions
+def test_any_ownership_gives_the_same_weights(make, name, counted):
+    """The sum is the same one, whoever owns it."""
+    modules = [nn.Sequential(nn.Flatten(), nn.Linear(36, 64), nn.Tanh(), nn.Linear(64, 3)) for _ in range(2)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    source, ownership = Rows(24), {"ring": Replicated, "zero": Sharded, "parameter-server": RootOwned}[name]
+    for module, owned in zip(modules, (Replicated, ownership), strict=True):
+        learner = Learner(module, owned(make(Ring(counted))), Resident(), OPTIMIZERS["sgd"])
+        run(supervised(source, counted, 12), learner, 2)
+        assert_same_bits(counted, module)
+    assert_same_weights(modules[0], modules[1])
