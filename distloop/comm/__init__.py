@@ -4,6 +4,7 @@ from distloop.comm.agree import agree, agree_on, at_root, exchange, together
 from distloop.comm.collective import Collective, as_array
 from distloop.comm.compressed import Compressed
 from distloop.comm.counted import CountedComm, Traffic
+from distloop.comm.hierarchical import Hierarchical
 from distloop.comm.memory import Memory, NodeMemory, PrivateMemory
 from distloop.comm.native import Native
 from distloop.comm.powersgd import PowerSGD
@@ -19,6 +20,7 @@ __all__ = [
     "Collective",
     "Compressed",
     "CountedComm",
+    "Hierarchical",
     "Memory",
     "Native",
     "NodeMemory",

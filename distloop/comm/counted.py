@@ -59,11 +59,11 @@ class CountedComm(MPI.Intracomm):
     sent: Traffic
     control: MPI.Intracomm
 
-    def __new__(cls, comm: MPI.Intracomm) -> Self:
+    def __new__(cls, comm: MPI.Comm) -> Self:
         """Collective over ``comm``: makes two duplicates of it."""
         self = super().__new__(cls, comm.Dup())
         self.sent = Traffic()
-        self.control = comm.Dup()
+        self.control = MPI.Intracomm(comm.Dup())
         return self
 
     def Send(self, buf: Any, dest: int, tag: int = 0) -> None:  # noqa: N802
@@ -98,6 +98,6 @@ class CountedComm(MPI.Intracomm):
         super().Allgatherv(sendbuf, recvbuf)
 
 
-def counted(comm: MPI.Intracomm) -> CountedComm:
+def counted(comm: MPI.Comm) -> CountedComm:
     """``comm`` itself if it counts already, else a counting duplicate of it."""
     return comm if hasattr(comm, "sent") else CountedComm(comm)  # type: ignore[return-value]
