@@ -133,7 +133,7 @@ class RecordedTimeline(Timeline):
         spans = [span._replace(begin=span.begin + behind, end=span.end + behind) for span in self.spans]
         main = [span for span in spans if span.thread == self.main_thread]
         others = [span for span in spans if span.thread != self.main_thread]
-        return _flat(main + _waits(main, control)), _flat(others + _waits(others, control))
+        return flattened(main + _waits(main, control)), flattened(others + _waits(others, control))
 
     def write(self, path: Path, world: World) -> None:
         """Rank 0 writes; no shared file system is needed."""
@@ -166,7 +166,7 @@ class _Recording(AbstractContextManager[None]):
         self.timeline.add(Span(self.phase, self.bucket, threading.get_ident(), self.begin, end))
 
 
-def _flat(spans: Sequence[Span]) -> list[Span]:
+def flattened(spans: Sequence[Span]) -> list[Span]:
     """One thread's spans, in order of time: where one lies in another, the inner one has the time.
 
     Inside a step, what is nothing else is compute: forward, loss, data, and Python itself. Steps come first, whole.
@@ -189,7 +189,7 @@ def _flat(spans: Sequence[Span]) -> list[Span]:
             around.pop()
         now = moment
 
-    for span in sorted(spans, key=lambda span: (span.begin, -span.end)):
+    for span in sorted(spans, key=lambda span: (span.begin, -span.end, span.phase != "step")):
         go_to(span.begin)
         around.append(span)
     go_to(math.inf)
