@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from distloop.comm import World, agree_on, exchange, together
-from distloop.config import Config
+from distloop.comm.tuning import Choice
+from distloop.config import Config, Strategy
 from distloop.data import Data, Loader, Source, key_of, open_data
 from distloop.errors import ConfigError, DataError
 from distloop.imports import is_import_path, made_by, named
 from distloop.learner import Learner
 from distloop.models import build_model
-from distloop.optimizers import made
+from distloop.optimizers import made, traffic_bytes
 from distloop.partition import Partition
 from distloop.schedules import build_schedule
-from distloop.strategies import Compression, rhythm, strategy
+from distloop.strategies import Compression, rhythm, settle, strategy
 from distloop.tasks import Shard, Supervised, goal_of
 
 DEFAULT_EPOCHS = 10
@@ -47,6 +48,8 @@ class Job:
     loader: Loader
     device: torch.device
     threads: int
+    choice: Choice | None
+    """What auto has come to, if it was asked for."""
 
     @property
     def total_steps(self) -> int:
@@ -60,8 +63,8 @@ class Job:
 
     def describe(self) -> str:
         """The start line."""
-        config, world = self.config, self.world
-        return " · ".join([world.describe(self.threads), world.library, config.strategy, str(self.device)])
+        world, taken = self.world, self.config.strategy if self.choice is None else self.choice.describe()
+        return " · ".join([world.describe(self.threads), world.library, taken, str(self.device)])
 
 
 @dataclass(frozen=True)
@@ -80,17 +83,42 @@ class Ingredients:
 def build(config: Config, world: World, given: Given) -> Job:
     """Collective. Raises a UserError on all ranks if anything given is wrong on any."""
     found = prepare(config, world, given)
+    config, choice = settled(config, world, found.module)
     learner = make_learner(config, world, found, found.module)
     torch.manual_seed(key_of(config.seed, world.rank, world.size) % 2**63)  # each rank drops out other units
-    return Job(world, config, found.data, found.task, learner, found.loader, found.device, found.threads)
+    return Job(world, config, found.data, found.task, learner, found.loader, found.device, found.threads, choice)
+
+
+def settled(config: Config, world: World, module: nn.Module) -> tuple[Config, Choice | None]:
+    """With a strategy that can be made, where ``auto`` was asked for: then also how it was chosen. Collective."""
+    if config.strategy != "auto":
+        return config, None
+    alone = config.sync_every > 1 or config.outer != "average"
+    with together(world.comm.control):
+        optimizer_bytes = traffic_bytes(config.optimizer)
+    compression = Compression(config.compress, config.compress_args)
+    choice = settle(world, module, compression, config.gradient_dtype, alone, optimizer_bytes)
+    return replace(config, strategy=cast(Strategy, choice.name)), choice
 
 
 def make_learner(config: Config, world: World, found: Ingredients, module: nn.Module) -> Learner:
     """Of ``module``, by the strategy of ``config``. Collective."""
+    config, _ = settled(config, world, module)
     with together(world.comm.control):
         meeting = rhythm(config.sync_every, config.outer, config.outer_args)
-    ownership, placement = strategy(config.strategy, world.comm, Compression(config.compress, config.compress_args))
-    return Learner(module, ownership, placement, config.optimizer, found.schedule, config.clip, rhythm=meeting)
+    compression = Compression(config.compress, config.compress_args)
+    ownership, placement = strategy(config.strategy, world.comm, compression, config.gradient_dtype)
+    waiting = torch.bfloat16 if config.gradient_dtype == "bf16" else None
+    return Learner(
+        module,
+        ownership,
+        placement,
+        config.optimizer,
+        found.schedule,
+        config.clip,
+        gradient_dtype=waiting,
+        rhythm=meeting,
+    )
 
 
 def prepare(config: Config, world: World, given: Given) -> Ingredients:
@@ -117,7 +145,7 @@ def prepare(config: Config, world: World, given: Given) -> Ingredients:
 def _facts(config: Config, data: Data) -> dict[str, Any]:
     """What would make ranks part ways, or wait for each other for ever, if it differed."""
     learning = ("batch_size", "seed", "epochs", "steps", "accumulate", "strategy", "clip", "precision")
-    talking = ("compress", "compress_args", "sync_every", "outer", "outer_args")
+    talking = ("gradient_dtype", "compress", "compress_args", "sync_every", "outer", "outer_args")
     return {
         "the number of rows to train on": len(data.train),
         "the number of rows to validate on": len(data.validation),

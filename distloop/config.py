@@ -21,7 +21,9 @@ from distloop.strategies import NAMES
 
 # jsonargparse shows and checks this type; what torch's optimizers take includes named tensors.
 MakeOptimizer = Callable[[Iterable[torch.Tensor]], Optimizer]
-Strategy = Literal["star", "ring", "native", "shared", "parameter-server", "zero", "zero-offload"]
+Strategy = Literal[
+    "auto", "shared", "hierarchical", "zero", "ring", "native", "star", "parameter-server", "zero-offload"
+]
 
 
 def _adam() -> dict[str, Any]:
@@ -83,8 +85,11 @@ class Config:
     """bf16: forward and backward under torch.autocast; parameters stay as they are"""
     seed: int = 0
     """Of initial weights and of the order of rows"""
-    strategy: Strategy = "ring"
-    """How gradients travel, who owns what, and where"""
+    strategy: Strategy = "auto"
+    """How gradients travel, who owns what, and where; auto: the quickest here, tried for less than a second and then
+    remembered"""
+    gradient_dtype: Literal["float32", "bf16"] = "float32"
+    """bf16: gradients take half the room, on the wire or in the memory that ranks share; they are summed in float32"""
     compress: Literal["none", "topk", "powersgd"] = "none"
     """Send less of each gradient, and what was left out later: topk, its largest elements, or powersgd, an
     approximation of low rank; learns otherwise than without, and pays on slow networks"""
@@ -129,7 +134,7 @@ class Config:
             raise ConfigError(f"--holdout {self.holdout}: expected a fraction from 0 to below 1")
 
 
-assert get_type_hints(Config)["strategy"].__args__ == NAMES
+assert get_type_hints(Config)["strategy"].__args__ == ("auto", *NAMES)
 
 
 Schema = TypeVar("Schema")

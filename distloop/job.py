@@ -182,6 +182,7 @@ class Run:
         spec, module = job.data.train.spec, job.learner.module
         return {
             "strategy": job.config.strategy,
+            "auto": None if job.choice is None else job.choice.as_dict(),
             "world_size": job.world.size,
             "nodes": job.world.nodes,
             "threads_per_rank": job.threads,

@@ -3,7 +3,8 @@ freed; small ones all at once after backward, because a hook in Python costs mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Landing:
         self._everything = bytes([1] * len(places))
         self._landed = bytearray(len(places))
         self._tell = landed
+        self.open = hot_elements == 0 and landed is None  # to products: always, or while the learner itself is at it
         self.used = self._everything
         self.scale = 1.0  # of what lands: a rank's share of the global batch, where a loss is a mean over its own rows
         hot = [index for index, parameter in enumerate(self.parameters) if parameter.numel() >= hot_elements]
@@ -46,13 +48,13 @@ class Landing:
 
         def land(parameter: Tensor) -> None:
             gradient = parameter.grad
-            assert gradient is not None
-            dense = gradient.to_dense() if gradient.is_sparse else gradient
-            if self.scale != 1.0:
-                dense = dense.to(torch.promote_types(view.dtype, torch.float32)) * self.scale
-            view.add_(dense) if landed[index] else view.copy_(dense)
-            landed[index] = 1
-            parameter.grad = None
+            if gradient is not None:  # else it has landed as a product, or there is none
+                dense = gradient.to_dense() if gradient.is_sparse else gradient
+                if self.scale != 1.0:
+                    dense = dense.to(torch.promote_types(view.dtype, torch.float32)) * self.scale
+                view.add_(dense) if landed[index] else view.copy_(dense)
+                landed[index] = 1
+                parameter.grad = None
             if tell is not None:
                 tell(index)
 
@@ -75,6 +77,33 @@ class Landing:
                     self._landed[index] = 1
         for parameter in self._cold_parameters:
             parameter.grad = None
+
+    def dtype_of(self, index: int) -> torch.dtype:
+        """In which the gradient of a parameter lands."""
+        return self._views[index].dtype
+
+    def land_product(self, index: int, rows: Tensor, inputs: Tensor) -> bool:
+        """Compute a weight's gradient, rows (R, out) times inputs (..., in), where it lands; False if it must not be.
+
+        It must not where the gradient is to be differentiated itself, or backward is not about this learner.
+        """
+        if not self.open or torch.is_grad_enabled():
+            return False
+        beta = 1 if self._landed[index] else 0
+        view = self._views[index]
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        torch.addmm(view, rows.t(), flat, beta=beta, alpha=self.scale, out=view)
+        self._landed[index] = 1
+        return True
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Backward is about this learner's loss."""
+        before, self.open = self.open, True
+        try:
+            yield
+        finally:
+            self.open = before
 
     @property
     def missing(self) -> bool:

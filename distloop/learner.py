@@ -118,7 +118,7 @@ class Learner:
         cutting = Cutting(anywhere, keeps=clip is not None, bucket_bytes=bucket_bytes(total_bytes) if early else None)
         self.parts = parts_of(self.flats, ownership, placement, cutting)
         self.landing = Landing(self.flats, *((0, self._landed) if early else (hot_elements, None)))
-        self._direct = [] if early else list(engage(module, self.landing))
+        self._direct = list(engage(module, self.landing))
         pieces = [(piece.name, piece.parameter) for part in self.parts for piece in part.pieces]
         with together(all_ranks):
             self.optimizer = made(make_optimizer, pieces)
@@ -140,7 +140,7 @@ class Learner:
         """
         self._under_way.begin(armed=self.courier.early and not more)
         if loss.total.requires_grad:
-            with self.landing.opened(not self.courier.early):
+            with self.landing.opened():
                 torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.parameters)
             self.landing.sweep()
         for part in self._under_way.rest():

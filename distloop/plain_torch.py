@@ -20,7 +20,9 @@ from distloop.comm import World, agree_on, together
 from distloop.data import Permutation, key_of
 from distloop.errors import ConfigError
 from distloop.learner import Learner
+from distloop.optimizers import traffic_bytes
 from distloop.partition import Partition
+from distloop.strategies import Compression, settle
 from distloop.strategies import strategy as strategy_named
 
 
@@ -28,7 +30,7 @@ def distribute(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader[Any] | DividedLoader,
-    strategy: str = "ring",
+    strategy: str = "auto",
     clip: float | None = None,
     seed: int = 0,
 ) -> tuple[Any, Any]:
@@ -53,6 +55,10 @@ def distribute(
         divided = loader if isinstance(loader, DividedLoader) else DividedLoader(loader, world, seed)
         adopted = _Adopted(model, optimizer)
     agree_on(world.comm.control, divided.facts | {"strategy": strategy, "clip": clip, "seed": seed})
+    if strategy == "auto":
+        strategy = settle(
+            world, model, Compression(), "float32", alone=False, optimizer_bytes=traffic_bytes(adopted)
+        ).name
     learner = Learner(model, *strategy_named(strategy, world.comm), adopted, clip=clip, hot_elements=0)
     stepping = DistributedOptimizer(learner)
     divided.listeners.append(stepping.weigh)

@@ -105,7 +105,7 @@ def choose(
     shown before lies in ``folder``, and only what is missing there is tried.
     """
     control = world.comm.control
-    if world.size == 1 or not size_bytes:
+    if world.size == 1 or not size_bytes or len(candidates) == 1:
         return Choice(next(iter(candidates)), {}, Trials(), 0.0)
     folder, cluster = folder or default_folder(), cluster_of(world)
     trials = Trials.from_dict(at_root(control, lambda: Trials.remembered(folder, cluster).as_dict()))

@@ -54,8 +54,8 @@ def specs_of(text: str, config: Config) -> list[Spec]:
 
 def _spec(name: str, config: Config) -> Spec:
     strategy, *variants = name.split("+")
-    if strategy not in NAMES:
-        raise ConfigError(f"--strategies {name}: {_expected(strategy, NAMES, 'strategy')}")
+    if strategy not in ("auto", *NAMES):
+        raise ConfigError(f"--strategies {name}: {_expected(strategy, ('auto', *NAMES), 'strategy')}")
     changes: dict[str, Any] = {"strategy": strategy}
     for variant in variants:
         changes |= _changes(name, variant, config)

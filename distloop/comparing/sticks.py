@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,7 +101,7 @@ class Model:
         wire = 2 * (machine.nodes - 1) / machine.nodes * size / machine.link_bytes_per_second
         return max(passes * size / machine.memory_bytes_per_second, wire)
 
-    def scaling(self, strategies: list[str], link_bytes: float | None) -> Scaling:
+    def scaling(self, strategies: Sequence[str], link_bytes: float | None) -> Scaling:
         """To 4,096 ranks over the network of this machine, or one of so many bytes a second."""
         found = link_bytes or (self.topology.link_bytes_per_second if self.topology.nodes > 1 else USUAL_LINK)
         machine = replace(self.topology, link_bytes_per_second=found, nodes=1)
