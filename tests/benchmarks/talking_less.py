@@ -1,7 +1,7 @@
 """What talking less costs in loss: the same epochs with all bytes and with fewer, side by side.
 
     python -m tests.benchmarks.talking_less                      # the digits, three seeds, 2 and 4 ranks
-    python -m tests.benchmarks.talking_less --data fashion-mnist --epochs 3 --seeds 1
+    python -m tests.benchmarks.talking_less --data fashion-mnist --epochs 2 --seeds 1 --batch-size 128
 
 Each row is the mean over the seeds, and in brackets the range. Bytes are those that the busiest rank sends in
 training, counted by the transport. Nothing is timed: how much time fewer bytes save is a matter of the link.
@@ -37,26 +37,20 @@ def variants() -> dict[str, list[str]]:
     return {name: given for name, given in VARIANTS.items() if not given or given[0] in known}
 
 
-def run(data: str, epochs: int, seeds: int, ranks: int, folder: Path) -> dict[str, list[Outcome]]:
+def run(given: argparse.Namespace, ranks: int, folder: Path) -> dict[str, list[Outcome]]:
     """All variants and seeds, in one launch."""
-    common = ["--data", data, "--strategy", "ring", "--progress", "off"]
+    common = ["--data", given.data, "--epochs", given.epochs, "--batch-size", given.batch_size, "--model", given.model]
+    common += ["--strategy", "ring", "--progress", "off"]
     jobs = {
-        f"{name.replace(' ', '-').replace('%', 'percent')}-{seed}": [
-            *common,
-            "--epochs",
-            epochs,
-            "--seed",
-            seed,
-            *given,
-        ]
-        for name, given in variants().items()
-        for seed in range(seeds)
+        f"{name.replace(' ', '-').replace('%', 'percent')}-{seed}": [*common, "--seed", seed, *options]
+        for name, options in variants().items()
+        for seed in range(given.seeds)
     }
     folder.mkdir()
     outcomes = list(run_all(ranks, jobs, folder, timeout=3600).values())
     for outcome in outcomes:
         assert outcome.code == 0, outcome.stderr
-    return {name: outcomes[seeds * turn : seeds * (turn + 1)] for turn, name in enumerate(variants())}
+    return {name: outcomes[given.seeds * turn :][: given.seeds] for turn, name in enumerate(variants())}
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -86,11 +80,13 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--model", default="auto")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for ranks in given.ranks:
-            found = run(given.data, given.epochs, given.seeds, ranks, Path(folder) / str(ranks))
+            found = run(given, ranks, Path(folder) / str(ranks))
             steps = found["plain"][0].summary["steps"]
             print(f"\n{given.data}, {ranks} ranks, {given.epochs} epochs, {steps} steps, {given.seeds} seeds\n")
             print("| | training loss | validation loss | accuracy % | MB sent per rank | fewer bytes |")
