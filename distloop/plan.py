@@ -43,6 +43,8 @@ class PlanConfig:
     """Of one node, all its ranks reading and writing at once"""
     optimizer: Literal["adam", "momentum", "sgd"] = "adam"
     """Its state is 8, 4 or 0 bytes a parameter"""
+    gradient_dtype: Literal["float32", "bf16"] = "float32"
+    """bf16: gradients travel in half the bytes, where the strategy can"""
     compute_seconds: str = "0"
     """Forward and backward of one step on one rank: 350ms; without it, only what synchronising costs is told"""
     json: bool = False
@@ -59,6 +61,7 @@ class PlanConfig:
             units.count("--parameters", self.parameters),
             OPTIMIZERS[self.optimizer],
             0.0 if self.compute_seconds == "0" else units.seconds("--compute-seconds", self.compute_seconds),
+            gradient_bytes={"float32": 4, "bf16": 2}[self.gradient_dtype],
         )
         self.topology = Topology(
             self.nodes,
@@ -92,6 +95,7 @@ class Plan:
         parts = [
             f"{workload.parameters:,} parameters ({data_size(workload.bytes)} as float32)",
             self.config.optimizer,
+            "" if self.config.gradient_dtype == "float32" else "gradients as bf16",
             f"{_many(machine.nodes, 'node')} of {_many(machine.ranks_per_node, 'rank')}",
         ]
         if machine.nodes > 1:
@@ -99,7 +103,7 @@ class Plan:
         parts.append(f"{data_size(machine.memory_bytes_per_second)}/s of memory")
         if workload.compute_seconds:
             parts.append(f"{duration(workload.compute_seconds)} of compute")
-        return " · ".join(parts)
+        return " · ".join(filter(None, parts))
 
     def advice(self) -> str:
         """Which one to take, and why; or what to change where none fits."""
@@ -120,16 +124,16 @@ class Plan:
 
     def _limit(self, best: Outlook) -> str:
         """Where its time goes, and what it would take to keep the speed of lonely ranks."""
-        found, machine = best.prediction, self.config.topology
+        found, config = best.prediction, self.config
         cure = {
-            "the link": "; --gradient-dtype bf16 halves the gradients on it",
+            "the link": "; --gradient-dtype bf16 halves the gradients on it" * (config.workload.gradient_bytes > 2),
             "memory bandwidth": "; fewer ranks of more threads each move less",
             "latency": "; larger batches or --sync-every make steps fewer",
         }.get(found.limit, "")
         text = f"Its communication is limited by {found.limit}{cure}."
         if found.timing.efficiency >= GOOD_EFFICIENCY:
             return text
-        needed = compute_for(GOOD_EFFICIENCY, found.strategy, self.config.workload, machine)
+        needed = compute_for(GOOD_EFFICIENCY, found.strategy, config.workload, config.topology)
         return (
             f"{text} Steps that compute for {duration(needed)} or more keep {GOOD_EFFICIENCY:.0%} of the speed of "
             "ranks that do not synchronise."

@@ -9,12 +9,12 @@ from math import inf
 import numpy as np
 import pytest
 
-from distloop.comm import Native, Ring, Star, ring, shared
+from distloop.comm import Native, Ring, Star, lane, shared
 from distloop.cost import MODELS, OPTIMIZERS, AlphaBeta, Path, Topology, Workload, algorithms, predict, scaling, timing
 from distloop.cost.topology import ONE_CORE_BYTES_PER_SECOND
 from distloop.ownership import Replicated, RootOwned, Sharded
 from distloop.strategies import NAMES
-from tests.collective_cases import LENGTHS, PARTITIONS, Cost
+from tests.collective_cases import LENGTHS, NODE_SEGMENT_BYTES, NODE_SIZES, PARTITIONS, Cost
 from tests.doubles import run_ranks
 
 OWNERSHIPS = {
@@ -39,7 +39,7 @@ def test_every_strategy_has_a_model():
 
 
 def test_constants_are_those_of_the_algorithms():
-    assert algorithms.SEGMENT_BYTES == ring.SEGMENT_BYTES and algorithms.SMALL_BYTES == shared.SMALL_BYTES
+    assert algorithms.SEGMENT_BYTES == lane.SEGMENT_BYTES and algorithms.SMALL_BYTES == shared.SMALL_BYTES
 
 
 @pytest.mark.parametrize("name", OWNERSHIPS)
@@ -85,6 +85,42 @@ def test_buckets_send_as_so_many_vectors():
             assert whole == [tuple(map(sum, zip(*rank, strict=True))) for rank in zip(*parts, strict=True)], name
 
 
+@pytest.mark.parametrize(("name", "world_size"), [("nodes of 2", 4), ("nodes of 2", 8), ("nodes of 3", 6)])
+def test_lanes_send_by_the_formulas_of_the_tests(name, world_size):
+    machine = Topology(world_size // NODE_SIZES[name], NODE_SIZES[name])
+    model = algorithms.Hierarchical(NODE_SEGMENT_BYTES, small_bytes=0)
+    for length in (*LENGTHS, LONG):
+        costs = [Cost(name, rank, world_size) for rank in range(world_size)]
+        whole = [cost.all_reduce(length) for cost in costs]
+        assert counts(model.sends_all_reduce(length, machine, 4)) == [(sent.bytes, sent.messages) for sent in whole]
+        for cut in PARTITIONS.values():
+            partition = cut(length, world_size)
+            reduced, spread = model.sends_reduce(partition, machine, 4), model.sends_spread(partition, machine, 4)
+            assert counts(reduced) == [
+                (one.bytes, one.messages) for one in (c.reduce_scatter(partition) for c in costs)
+            ]
+            assert counts(spread) == [(one.bytes, one.messages) for one in (c.all_gather(partition) for c in costs)]
+
+
+def test_bf16_halves_what_gradients_send_and_what_is_read_of_them():
+    workload, cluster, node = Workload(10**6), Topology(4, 2), Topology(1, 4)
+    half = replace(workload, gradient_bytes=2)
+
+    def bytes_sent(name, given):
+        return sum(sent.bytes for sent in MODELS[name].sends(given, cluster).by_rank)
+
+    assert bytes_sent("ring", half) * 2 == bytes_sent("ring", workload)
+    for name in ("zero", "hierarchical"):
+        assert bytes_sent(name, half) * 4 == bytes_sent(name, workload) * 3, "parameters keep their four bytes"
+    for name in ("star", "native", "parameter-server"):
+        assert bytes_sent(name, half) == bytes_sent(name, workload)
+    memory = MODELS["shared"].memory(half, node)[1].total / workload.bytes
+    assert memory == 4 / 2 + 3
+    quick = Topology(1, 4, local_latency_seconds=0)
+    traffic = timing("shared", half, quick).step * quick.memory_bytes_per_second
+    assert traffic == pytest.approx((4 / 2 + 6) * workload.bytes)
+
+
 def test_shared_sends_nothing_but_small_vectors():
     machine = Topology(1, 4)
     assert counts(MODELS["shared"].sends(Workload(5), machine)) == [(0, 0)] * 4
@@ -111,7 +147,7 @@ def test_what_leaves_a_node(nodes, here):
 
 
 def test_lanes_go_from_node_to_node():
-    sends = algorithms.Hierarchical().sends_all_reduce(600, Topology(3, 2), 4)
+    sends = algorithms.Hierarchical(small_bytes=0).sends_all_reduce(600, Topology(3, 2), 4)
     assert [list(peers) for peers in sends.to] == [[2], [3], [4], [5], [0], [1]]
     assert counts(sends) == [(1600, 4)] * 6
 
@@ -142,7 +178,7 @@ def test_bytes_through_memory_of_a_whole_step(ranks):
     workload, machine = Workload(1000), Topology(1, ranks, local_latency_seconds=0, message_seconds=0)
     N, w = workload.bytes, machine.write_allocate  # noqa: N806
     step = {name: timing(name, workload, machine).step * machine.memory_bytes_per_second for name in MODELS}
-    assert step["shared"] == pytest.approx((ranks + 6) * N)
+    assert step["shared"] == step["hierarchical"] == pytest.approx((ranks + 6) * N)
     assert step["ring"] == pytest.approx((7 * ranks + (ranks - 1) * (5 + w)) * N)
     assert step["zero"] == pytest.approx((7 + (ranks - 1) * (5 + w)) * N)
     assert step["native"] == pytest.approx((7 * ranks + (ranks - 1) * (7 + 2 * w)) * N)

@@ -165,6 +165,7 @@ def test_advice_names_the_limit():
     assert "limited by the link; --gradient-dtype bf16 halves" in slow and "keep 90% of the speed" in slow
     many = planned(parameters="1000", nodes=4096, ranks_per_node=1, latency="1ms", compute_seconds="1ms").advice()
     assert "limited by latency" in many
+    assert "bf16" not in planned(nodes=4, ranks_per_node=1, link="1Gbit", gradient_dtype="bf16").advice()
     assert planned(nodes=1, ranks_per_node=1).advice().startswith("One rank has nobody")
     assert planned(nodes=1, ranks_per_node=8).advice().startswith("Take shared")
 

@@ -16,7 +16,7 @@ from distloop.cost.topology import Topology
 from distloop.cost.traffic import LIBRARY, Sends, Sent, in_segments, messages_to
 from distloop.partition import Partition
 
-SEGMENT_BYTES = 1 << 18  # as comm.ring has it
+SEGMENT_BYTES = 1 << 18  # as comm.lane has it
 SMALL_BYTES = 1 << 13  # as comm.shared has it
 
 
@@ -287,12 +287,14 @@ class Hierarchical(Algorithm):
     2(M-1) alpha + 2(M-1)/M N/B, all lanes together: the least that a node's link must carry.
     """
 
-    def __init__(self, segment_bytes: int = SEGMENT_BYTES) -> None:
-        """``segment_bytes``: of the lanes' rings."""
-        self.lane = Ring(segment_bytes)
+    def __init__(self, segment_bytes: int = SEGMENT_BYTES, small_bytes: int = SMALL_BYTES) -> None:
+        """``segment_bytes``: of the lanes' rings. ``small_bytes``: up to here the library's all-reduce is used."""
+        self.lane, self.small_bytes = Ring(segment_bytes), small_bytes
 
     def sends_all_reduce(self, length: int, topology: Topology, itemsize: int) -> Sends:
-        """Each lane both halves of its slice."""
+        """Each lane both halves of its slice; a small vector is handed to the library."""
+        if length * itemsize <= self.small_bytes:
+            return _handed([length] * topology.ranks, itemsize)
         even = Partition.even(length, topology.ranks)
         return self.sends_reduce(even, topology, itemsize) + self.sends_spread(even, topology, itemsize)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from distloop.cost.algorithms import Algorithm, Hierarchical, Native, Path, Ring, Shared, Star
@@ -96,18 +96,18 @@ class Root(Owners):
 
 @dataclass(frozen=True)
 class Model:
-    """One strategy. ``shares_node``: whether a node has the parameters once; ``scratch``: in N, at the fullest rank.
+    """One strategy. ``shares_node``: whether a node has the parameters once, and its ranks read each other's gradients.
 
-    ``cached_bytes``: of each element's optimizer traffic, what is still in cache from the sum. ``master_bytes``: of an
-    owned element, what a copy in host memory takes besides the state.
+    ``scratch``: in N, at the fullest rank. ``master_bytes``: of an owned element, what a copy in host memory takes
+    besides the state. ``narrows``: whether gradients may travel in fewer bytes than they have.
     """
 
     algorithm: Algorithm
     owners: Owners
     shares_node: bool = False
     scratch: float = 0.0
-    cached_bytes: int = 0
     master_bytes: int = 0
+    narrows: bool = True
 
     def possible(self, topology: Topology) -> bool:
         """Whether it runs there at all."""
@@ -116,14 +116,26 @@ class Model:
     def sends(self, workload: Workload, topology: Topology) -> Sends:
         """What every rank sends in a step: each bucket to its owners, and its parameters back."""
         lengths = workload.lengths(topology).items()
-        return total((self._sends_bucket(length, topology) * times for length, times in lengths), topology.ranks)
+        return total(
+            (self._sends_bucket(length, workload, topology) * times for length, times in lengths), topology.ranks
+        )
 
-    def _sends_bucket(self, length: int, topology: Topology) -> Sends:
+    def _sends_bucket(self, length: int, workload: Workload, topology: Topology) -> Sends:
         partition = self.owners.partition(length, topology.ranks)
         if partition is None:
-            return self.algorithm.sends_all_reduce(length, topology, FLOAT32_BYTES)
-        reduced = self.algorithm.sends_reduce(partition, topology, FLOAT32_BYTES)
+            return self._narrowed(self.algorithm.sends_all_reduce(length, topology, FLOAT32_BYTES), workload)
+        reduced = self._narrowed(self.algorithm.sends_reduce(partition, topology, FLOAT32_BYTES), workload)
         return reduced + self.algorithm.sends_spread(partition, topology, FLOAT32_BYTES)
+
+    def _narrowed(self, sends: Sends, workload: Workload) -> Sends:
+        return sends.as_halves() if self._gradient_bytes(workload) < FLOAT32_BYTES else sends
+
+    def _gradient_bytes(self, workload: Workload) -> int:
+        return workload.gradient_bytes if self.narrows else FLOAT32_BYTES
+
+    def _reads(self, topology: Topology) -> bool:
+        """Whether owners take sums out of the others' memory, block by block, and consume them in cache."""
+        return self.shares_node and topology.nodes == 1 and topology.ranks > 1
 
     def memory(self, workload: Workload, topology: Topology) -> tuple[Memory, Memory]:
         """Of the fullest rank, and of the fullest node; what a node shares counts for each of its ranks in equal parts.
@@ -134,8 +146,9 @@ class Model:
         state = workload.parameters * (workload.optimizer.state_bytes + self.master_bytes)
         of_rank, of_node = self.owners.shares(topology)
         copies = 1 if self.shares_node else here
-        rank = Memory(size * copies / here, size, state * of_rank, size * self.scratch)
-        node = Memory(size * copies, size * here, state * of_node, size * self.scratch)
+        gradients = workload.parameters * self._gradient_bytes(workload) if self._reads(topology) else size
+        rank = Memory(size * copies / here, gradients, state * of_rank, size * self.scratch)
+        node = Memory(size * copies, gradients * here, state * of_node, size * self.scratch)
         return rank, node
 
     def paths(self, workload: Workload, topology: Topology) -> tuple[Path, Path]:
@@ -146,27 +159,33 @@ class Model:
         for length, times in workload.lengths(topology).items():
             size = length * FLOAT32_BYTES
             if isinstance(self.owners, Everybody):
-                early += self.algorithm.all_reduce(size, topology) * times
+                early += self._thinned(self.algorithm.all_reduce(size, topology), workload, topology) * times
             else:
-                early += self.algorithm.reduce(size, topology) * times
+                early += self._thinned(self.algorithm.reduce(size, topology), workload, topology) * times
                 late += self.algorithm.spread(size, topology) * times
         return early, late
 
+    def _thinned(self, path: Path, workload: Workload, topology: Topology) -> Path:
+        """Gradients of fewer bytes: on the wire, and in memory where they are read in place."""
+        part = self._gradient_bytes(workload) / FLOAT32_BYTES
+        memory = path.memory_bytes * (part if self._reads(topology) else 1)
+        return replace(path, link_bytes=path.link_bytes * part, memory_bytes=memory)
+
     def optimizer_seconds(self, workload: Workload, topology: Topology) -> float:
         """28 bytes a parameter for Adam, at the speed of the node, or of one rank where that is the limit."""
-        cached = self.cached_bytes if topology.ranks > 1 else 0
+        cached = FLOAT32_BYTES if self._reads(topology) else 0  # the gradient is there from its sum
         traffic = workload.parameters * (workload.optimizer.traffic_bytes - cached + 2 * self.master_bytes)
         of_rank, of_node = self.owners.shares(topology)
         return traffic * max(of_rank / topology.rank_bytes_per_second, of_node / topology.memory_bytes_per_second)
 
 
 MODELS: Mapping[str, Model] = {
-    "star": Model(Star(), Everybody(), scratch=1.0),
+    "star": Model(Star(), Everybody(), scratch=1.0, narrows=False),
     "ring": Model(Ring(), Everybody()),
-    "native": Model(Native(), Everybody()),
-    "shared": Model(Shared(), EachItsSlice(), shares_node=True, cached_bytes=4),
+    "native": Model(Native(), Everybody(), narrows=False),
+    "shared": Model(Shared(), EachItsSlice(), shares_node=True),
     "hierarchical": Model(Hierarchical(), EachItsSlice(), shares_node=True),
-    "parameter-server": Model(Star(), Root(), scratch=1.0),
+    "parameter-server": Model(Star(), Root(), scratch=1.0, narrows=False),
     "zero": Model(Ring(), EachItsSlice()),
     "zero-offload": Model(Ring(), EachItsSlice(), master_bytes=4),
 }
