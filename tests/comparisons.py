@@ -68,7 +68,7 @@ BANDWIDTHS = [
 ]
 
 SCALING = Scaling(
-    "100 Gbit/s",
+    "2 a node, 100 Gbit/s between nodes",
     {
         "ring": {2**n: 0.0171 + 0.0037 * (1 - 0.5**n) + 1e-5 * 2**n for n in range(1, 13)},
         "hierarchical": {2**n: 0.0151 + 0.0021 * (1 - 0.5**n) + 2e-6 * 2**n for n in range(1, 13)},

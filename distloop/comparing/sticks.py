@@ -111,7 +111,7 @@ class Model:
             if ranks and ranks[-1] > machine.ranks_per_node:
                 seconds[name] = {count: timing(name, self.workload, machine.with_ranks(count)).step for count in ranks}
         alone = timing("ring", self.workload, machine).lone
-        per_node = f"{machine.ranks_per_node} a node, {found * 8 / 1e9:.3g} Gbit/s"
+        per_node = f"{machine.ranks_per_node} a node, {found * 8 / 1e9:.3g} Gbit/s between nodes"
         return Scaling(per_node, seconds, alone)
 
 

@@ -177,7 +177,7 @@ def draw_scaling(comparison: Comparison, width: float) -> Figure:
     shown = ranks[:: 2 if width > 5 else 4]
     axes.set_xticks(shown, [f"{count:,}" for count in shown])
     _plain_numbers(axes)
-    axes.set_xlabel(f"ranks, over {scaling.link}")
+    axes.set_xlabel(f"ranks ({scaling.link})")
     axes.set_ylabel("predicted ms per step")
     figure.legend(loc="outside upper left", ncols=5 if width > 5 else 3, fontsize=9)
     return figure
