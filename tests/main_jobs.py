@@ -13,11 +13,12 @@ import csv
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.launching import mpirun
+from tests.launching import Finished, mpirun
 
 MARK = "--- job"
 USERS_MODULE = Path(__file__).with_name("users_module.py")
@@ -55,12 +56,14 @@ class Outcome:
         assert not self.folder.exists()
 
 
-def run_all(ranks: int | None, jobs: dict[str, list[Any]], cwd: Path, **options: Any) -> dict[str, Outcome]:
-    """Run them in the folder ``cwd``, which has the module mymodule of users_module.py."""
+def run_all(
+    ranks: int | None, jobs: dict[str, list[Any]], cwd: Path, run: Callable[..., Finished] = mpirun, **options: Any
+) -> dict[str, Outcome]:
+    """Run them in the folder ``cwd``, which has the module mymodule of users_module.py; ``run`` is as ``mpirun``."""
     (cwd / "mymodule.py").write_text(USERS_MODULE.read_text())
     lines = {name: [*map(str, given), "--run-dir", f"runs/{name}"] for name, given in jobs.items()}
     (cwd / "jobs.json").write_text(json.dumps(lines))
-    done = mpirun(ranks, "-m", "tests.main_jobs", "jobs.json", cwd=cwd, **options).check()
+    done = run(ranks, "-m", "tests.main_jobs", "jobs.json", cwd=cwd, **options).check()
     outs, errs = (dict(_parts(stream)) for stream in (done.stdout, done.stderr))
     return {name: Outcome(outs[name][0], outs[name][1], errs[name][1], cwd / "runs" / name) for name in jobs}
 

@@ -80,6 +80,10 @@ class CountedComm(MPI.Intracomm):
         """Receive."""
         return PatientRequest(super().Irecv(buf, source, tag))
 
+    def Barrier(self) -> None:  # noqa: N802
+        """Wait with the same patience."""
+        PatientRequest(self.Ibarrier()).Wait()
+
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:  # noqa: N802
         """Count the vector that this rank contributes."""
         self.sent.count(recvbuf.nbytes)

@@ -93,7 +93,7 @@ class Hierarchical(Collective):
             local = comm.Split(comm.rank // node_size, comm.rank)
         within = local.size == comm.size
         super().__init__(comm, NodeMemory(local), overlaps=not within, reads=within)
-        self.local, self.wire, self.small_bytes = local, wire, small_bytes
+        self.local, self.wire, self.small_bytes = counted(local), wire, small_bytes
         self.nodes = Nodes.of(self.comm.control, local)
         lane = counted(comm.Split(min(local.rank, self.nodes.lanes), comm.rank))
         lane.sent = self.comm.sent

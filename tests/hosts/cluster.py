@@ -92,7 +92,7 @@ class Hosts:
 
     def counters(self) -> list[Counter]:
         """Of each host's interface, since it came up."""
-        return [self._counter(pid) for pid in self.pids]
+        return [counter_of(pid) for pid in self.pids]
 
     def down(self) -> None:
         """Let the holders end; what else runs on the hosts is its starter's to end."""
@@ -138,13 +138,15 @@ class Hosts:
             time.sleep(0.01)
         raise TimeoutError("the links of the hosts do not come up")
 
-    def _counter(self, pid: int) -> Counter:
-        for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
-            name, _, fields = line.partition(":")
-            if name.strip() == "eth0":
-                numbers = [int(field) for field in fields.split()]
-                return Counter(received=numbers[0], sent=numbers[8])
-        raise OSError(f"the host of process {pid} has no interface eth0")
+
+def counter_of(process: int | str) -> Counter:
+    """Of the host that a process is on."""
+    for line in Path(f"/proc/{process}/net/dev").read_text().splitlines():
+        name, _, fields = line.partition(":")
+        if name.strip() == "eth0":
+            numbers = [int(field) for field in fields.split()]
+            return Counter(received=numbers[0], sent=numbers[8])
+    raise OSError(f"the host of process {process} has no interface eth0")
 
 
 def _holder(name: str) -> subprocess.Popen[str]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from tests.harness.jobs import SCALE
 from tests.hosts.cluster import Hosts
+from tests.launching import Finished
 from tests.mpi_prefixes import MPIS
-from tests.processes import Job
+from tests.processes import Job, session_folder
 
 SSH = str(Path(__file__).with_name("ssh"))
 HOSTS = "DISTLOOP_TEST_HOSTS"
@@ -46,6 +52,23 @@ def start_on(
     counts = {address: count for address, count in zip(hosts.addresses, ranks, strict=True) if count}
     line = [str(chosen.mpirun), *_LINES[mpi](counts, list(command))]
     return Job(None, sum(ranks), hosts.enter(0, *line), folder, cwd, environ)
+
+
+def finish_on(
+    hosts: Hosts, ranks: Sequence[int], *command: str, mpi: str = "mpich", timeout: float = 60.0, **options: Any
+) -> Finished:
+    """As ``start_on``, to its end; past ``timeout`` seconds it is killed, and the error says what it has said."""
+    folder, began = Path(tempfile.mkdtemp(prefix="hosts-", dir=session_folder())) / "job", time.monotonic()
+    job = start_on(hosts, ranks, *command, mpi=mpi, folder=folder, **options)
+    try:
+        if not job.finish(timeout * SCALE):
+            stacks = "\n".join(f"stack of rank {rank}:\n{stack}" for rank, stack in job.stacks().items())
+            raise TimeoutError(f"{' '.join(command)}: no end after {timeout} s\n{stacks}\n{job.stdout}\n{job.stderr}")
+        seconds = time.monotonic() - began
+        return Finished(command, job.process.returncode, job.stdout, job.stderr, seconds)
+    finally:
+        job.end()
+        shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def _mpich(counts: dict[str, int], command: list[str]) -> list[str]:
