@@ -64,6 +64,7 @@ class Job:
     def describe(self) -> str:
         """The start line."""
         world, taken = self.world, self.config.strategy if self.choice is None else self.choice.describe()
+        taken = ", ".join([taken, *self.config.talks_less])
         return " · ".join([world.describe(self.threads), world.library, taken, str(self.device)])
 
 

@@ -97,7 +97,7 @@ class Config:
     """--compress-args.fraction 0.01 of the elements (topk), or --compress-args.rank 4 of the matrices (powersgd)"""
     sync_every: int = 1
     """Each rank takes this many steps alone, on its own rows, before the ranks average what they have learned (local
-    SGD); learns otherwise than meeting at every step, and --clip looks at a rank's own norm"""
+    SGD); learns otherwise than meeting at every step, and --clip looks at a rank's own norm; for ring, native, star"""
     outer: Literal["average", "nesterov"] = "average"
     """What ranks do when they meet: average, or nesterov, which takes the mean of their ways as the gradient of an
     optimizer of its own (DiLoCo)"""
@@ -115,8 +115,20 @@ class Config:
     """What is shown while training: a bar on a terminal, lines elsewhere"""
     log_every: int = 0
     """Write a row of metrics every so many steps, besides one per epoch"""
+    timeline: bool = False
+    """Write a trace of all ranks as timeline.json into the run's folder: compute, wait, transfer and optimizer, by
+    bucket, for https://ui.perfetto.dev"""
     logger: Literal["none", "tensorboard"] = "none"
     """Where metrics go besides metrics.jsonl and metrics.csv"""
+
+    @property
+    def talks_less(self) -> list[str]:
+        """In which ways this is another training than plain data parallelism, in words."""
+        compressed = [] if self.compress == "none" else [self.compress]
+        alone = (
+            [] if (self.sync_every, self.outer) == (1, "average") else [f"{self.outer} every {self.sync_every} steps"]
+        )
+        return compressed + alone
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
@@ -130,6 +142,11 @@ class Config:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: expected at least {bound}")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"--clip {self.clip}: expected a norm greater than 0")
+        if self.compress != "none" and self.gradient_dtype != "float32":
+            raise ConfigError(
+                f"--compress {self.compress} with --gradient-dtype {self.gradient_dtype}: what is left of a compressed "
+                "gradient is sent in float32. Expected one of the two"
+            )
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"--holdout {self.holdout}: expected a fraction from 0 to below 1")
 

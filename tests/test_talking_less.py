@@ -15,10 +15,10 @@ from tests.main_jobs import Outcome, run_all
 
 RANKS = 2
 STEPS_OF_AN_EPOCH = 45
-EPOCHS = ["--epochs", "6"]
+EPOCHS = ["--epochs", "6", "--strategy", "ring"]
 TOPK = ["--compress", "topk", "--compress-args.fraction"]
 POWERSGD = ["--compress", "powersgd", "--compress-args.rank"]
-LEARNING = {
+LEARNING: dict[str, list[str]] = {
     "plain": EPOCHS,
     "topk": [*EPOCHS, *TOPK, "0.01"],
     "powersgd": [*EPOCHS, *POWERSGD, "2"],
@@ -31,12 +31,27 @@ LEARNING = {
 MARGINS = {"topk": 0.08, "zero-topk": 0.08, "diloco": 0.08}
 MARGIN = 0.03
 SHORT = ["--steps", "5", "--model", "mlp", "--model-args.hidden", "64"]
-NAN = ["--steps", "12", "--model", "linear", "--optimizer", "SGD", "--optimizer.lr", "1e38", "--schedule", "constant"]
+NAN = [
+    "--steps",
+    "12",
+    "--model",
+    "linear",
+    "--strategy",
+    "ring",
+    "--optimizer",
+    "SGD",
+    "--optimizer.lr",
+    "1e38",
+    "--schedule",
+    "constant",
+]
 OTHERS = {
     "every-step": [*SHORT, "--strategy", "native", "--sync-every", "1"],
     "plain-native": [*SHORT, "--strategy", "native"],
     "diverged": [*NAN, "--sync-every", "4"],
     "clipped": [*SHORT, "--sync-every", "2", "--clip", "0.01"],
+    "auto-topk": [*SHORT, *TOPK, "0.1"],
+    "bf16-local": [*SHORT, "--strategy", "ring", "--sync-every", "2", "--gradient-dtype", "bf16"],
     "again": ["--config", "runs/topk/config.yaml", "--epochs", "1"],
 }
 REFUSED = {
@@ -46,6 +61,7 @@ REFUSED = {
     "rank": ([*POWERSGD, "0"], "powersgd with rank 0: expected a whole number, at least 1"),
     "argument": ([*TOPK, "0.1", "--compress-args.rank", "3"], "Expected as arguments: one of fraction"),
     "no-argument": (["--compress-args.rank", "3"], "Expected as arguments: none"),
+    "bf16": ([*TOPK, "0.1", "--gradient-dtype", "bf16"], "topk with --gradient-dtype bf16"),
     "compression": (["--compress", "zip"], "--compress zip: expected one of none, topk, powersgd"),
     "every": (["--sync-every", "0"], "--sync-every 0: expected at least 1"),
     "outer": (["--sync-every", "2", "--outer", "adam"], "--outer adam: expected one of average, nesterov"),
@@ -115,8 +131,26 @@ def test_a_loss_that_is_not_finite_ends_the_run_together(outcomes):
     assert all(tensor.isfinite().all() for tensor in load_weights(outcome.folder / "model.safetensors").values())
 
 
-def test_clipping_looks_at_the_own_norm(outcomes):
-    assert outcomes["clipped"].code == 0, outcomes["clipped"].stderr
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("clipped", "average every 2 steps"),
+        ("auto-topk", "topk"),
+        ("bf16-local", "average every 2 steps"),
+        ("diloco", "ring, nesterov every 8 steps"),
+    ],
+)
+def test_the_start_line_says_it(outcomes, name, told):
+    """Where the strategy is to be found, it is one that can do so."""
+    assert outcomes[name].code == 0, outcomes[name].stderr
+    assert told in outcomes[name].stdout.splitlines()[0]
+
+
+def test_bfloat16_halves_what_is_sent_when_ranks_meet(outcomes):
+    """Five steps: they meet after the second, the fourth and the last."""
+    summary = outcomes["bf16-local"].summary
+    whole = sum(ring_bytes(summary["parameters"], rank, RANKS) for rank in range(RANKS))
+    assert sum(summary["sent_bytes_per_rank"]) == 3 * whole // 2
 
 
 @pytest.mark.parametrize("name", REFUSED)

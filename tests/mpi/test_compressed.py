@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from distloop.comm import PowerSGD, Ring, Shared, TopK
+from distloop.comm import Hierarchical, PowerSGD, Ring, Shared, TopK
 from distloop.learner import Learner
 from distloop.ownership import Replicated, RootOwned, Sharded
 from distloop.placement import Resident
@@ -65,7 +65,8 @@ def test_in_the_memory_of_a_node(make, counted, comm, rank, world_size):
     """Pairs and products lie where the neighbours read them; what comes out is what messages give."""
     given = normal(world_size, LENGTH)
     found = []
-    for inner in (Shared(counted), WRAPPED["native"](counted)):
+    inners = Shared(counted), Hierarchical(counted, node_size=2), WRAPPED["native"](counted)
+    for inner in inners:
         collective = make(inner)
         vector = gradients(collective)
         for _ in range(3):
@@ -73,7 +74,8 @@ def test_in_the_memory_of_a_node(make, counted, comm, rank, world_size):
             collective.all_reduce(vector)
         assert len(set(comm.allgather(vector.tobytes()))) == 1
         found.append(vector)
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)
+    for one in found[:-1]:
+        np.testing.assert_allclose(one, found[-1], rtol=1e-3, atol=1e-4)
 
 
 def test_powersgd_reproduces_a_sum_of_low_rank(counted, rank, world_size):
@@ -115,15 +117,18 @@ def test_buckets_that_are_sent_while_backward_goes_on(make, counted):
     learner.release()
 
 
-@pytest.mark.parametrize("name", ["ring", "zero", "parameter-server"])
+@pytest.mark.parametrize("name", ["ring", "zero", "parameter-server", "hierarchical"])
 @compressions
 def test_any_ownership_gives_the_same_weights(make, name, counted):
     """The sum is the same one, whoever owns it."""
     modules = [nn.Sequential(nn.Flatten(), nn.Linear(36, 64), nn.Tanh(), nn.Linear(64, 3)) for _ in range(2)]
     modules[1].load_state_dict(modules[0].state_dict())
-    source, ownership = Rows(24), {"ring": Replicated, "zero": Sharded, "parameter-server": RootOwned}[name]
-    for module, owned in zip(modules, (Replicated, ownership), strict=True):
-        learner = Learner(module, owned(make(Ring(counted))), Resident(), OPTIMIZERS["sgd"])
+    source, ownership = Rows(24), {"ring": Replicated, "parameter-server": RootOwned}.get(name, Sharded)
+    inner = Hierarchical(counted, node_size=2) if name == "hierarchical" else Ring(counted)
+    ownerships = Replicated(make(Ring(counted))), ownership(make(inner))
+    for module, owned in zip(modules, ownerships, strict=True):
+        learner = Learner(module, owned, Resident(), OPTIMIZERS["sgd"])
         run(supervised(source, counted, 12), learner, 2)
         assert_same_bits(counted, module)
+        learner.release()
     assert_same_weights(modules[0], modules[1])
