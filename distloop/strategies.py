@@ -159,4 +159,5 @@ def settle(
     if world.nodes == 1 and "shared" in candidates:
         candidates = {"shared": candidates["shared"]}
     size_bytes = sum(4 * parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    return choose(world, size_bytes, optimizer_bytes, candidates, bucket_bytes(size_bytes))
+    facts = {"gradient_dtype": gradient_dtype}
+    return choose(world, size_bytes, optimizer_bytes, candidates, bucket_bytes(size_bytes), facts)

@@ -94,6 +94,7 @@ def choose(
     traffic_bytes: int,
     candidates: Candidates,
     bucket_bytes: int | None = None,
+    facts: Mapping[str, Any] | None = None,
     folder: Path | None = None,
     budget_seconds: float = 0.8,
     clock: Clock = time.perf_counter,
@@ -102,12 +103,13 @@ def choose(
 
     ``traffic_bytes``: what the optimizer moves through memory for one parameter (28 for Adam). ``bucket_bytes``: in
     which a candidate that overlaps sends. Times are the slowest rank's; rank 0 decides for all. What this cluster has
-    shown before lies in ``folder``, and only what is missing there is tried.
+    shown before lies in ``folder``, and only what is missing there is tried. ``facts``: what else must be the same for
+    that to hold, such as the type in which gradients travel. Of a single candidate nothing is tried.
     """
     control = world.comm.control
     if world.size == 1 or not size_bytes or len(candidates) == 1:
         return Choice(next(iter(candidates)), {}, Trials(), 0.0)
-    folder, cluster = folder or default_folder(), cluster_of(world)
+    folder, cluster = folder or default_folder(), cluster_of(world) | dict(facts or {})
     trials = Trials.from_dict(at_root(control, lambda: Trials.remembered(folder, cluster).as_dict()))
     trial = _Trial(control, candidates, trials, clock, budget_seconds)
     took = trial.run(_sizes(size_bytes, world.local_size))

@@ -191,9 +191,10 @@ def test_what_cannot_run_is_left_out_and_remembered(stage):
     stage.refused.clear()
     stage.choose(1 << 12)
     assert not stage.refused
+    stage.refuse("nowhere")
     stage.calls.clear()
-    stage.lines = {"elsewhere": stage.lines["elsewhere"]}
-    with pytest.raises(ConfigError, match="none of elsewhere can run here") as raised:
+    stage.lines = {name: stage.lines[name] for name in ("elsewhere", "nowhere")}
+    with pytest.raises(ConfigError, match="none of elsewhere, nowhere can run here") as raised:
         stage.choose(1 << 12)
     assert raised.value.everywhere
 
@@ -241,6 +242,19 @@ def test_real_ones(folder):
     flat = np.ones(8, np.float32)
     Ring(world.comm).all_reduce(flat)
     assert flat.tolist() == [world.size] * 8
+
+
+def test_of_one_candidate_nothing_is_tried(stage):
+    del stage.lines["quick start"]
+    assert stage.choose(1 << 20).describe() == "auto → much at once" and stage.tried == set()
+
+
+def test_facts_part_what_is_remembered(stage):
+    stage.choose(1 << 12, facts={"gradient_dtype": "float32"})
+    stage.choose(1 << 12, facts={"gradient_dtype": "bf16"})
+    assert stage.tried == {"quick start", "much at once"}
+    stage.choose(1 << 12, facts={"gradient_dtype": "float32"})
+    assert stage.tried == set()
 
 
 @pytest.mark.mpi(ranks=(1,))
