@@ -8,6 +8,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from distloop import loop
@@ -19,6 +20,7 @@ from distloop.loop import Progress
 from distloop.report import Fast, Learned, Plan, Sent, Summary
 from distloop.report.outputs import Outputs
 from distloop.run_folder import versions, weights_sha256
+from distloop.timeline import NoTimeline, RecordedTimeline, Timeline
 
 
 @dataclass
@@ -79,6 +81,8 @@ class Run:
         self.epoch_loss, self.kept_sha256 = EpochLoss(), ""
         self.began = time.perf_counter()
         self.start = job.world.comm.sent.copy()
+        self.timeline: Timeline = RecordedTimeline() if job.config.timeline else NoTimeline()
+        job.learner.timeline = self.timeline
 
     def train(self) -> dict[str, Any]:
         """Until the end, or until the loss is not finite; what was learned is saved either way. Returns the summary."""
@@ -104,7 +108,7 @@ class Run:
         every = job.config.log_every
         learners = {"model": job.learner}
         self.clock.start()
-        for _ in loop.train(job.task, learners, job.rounds, progress):
+        for _ in self.timeline.steps(loop.train(job.task, learners, job.rounds, progress)):
             if progress.position:
                 self.clock.stop()
                 self.epoch_loss.add(progress.loss, progress.loss_weight)
@@ -164,6 +168,7 @@ class Run:
 
     def _conclude(self, stopped: str | None) -> dict[str, Any]:
         summary = self._summary(stopped)
+        self.timeline.write((self.archive.path or Path()) / "timeline.json", self.job.world)
         self.archive.conclude(summary)
         sent = exchange(self.job.world.comm.control, (self.job.world.comm.sent - self.start).messages)
         self.reporter.finish(

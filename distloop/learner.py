@@ -197,7 +197,8 @@ class Learner:
     def broadcast(self) -> None:
         """Fresh parameters and equal buffers on every rank; the step is done."""
         if self.courier.early:
-            self._under_way.arrive()
+            with self.timeline.span("wait"):
+                self._under_way.arrive()
         else:
             for part in self.parts:
                 self._gather(part)

@@ -1,4 +1,4 @@
-"""``python -m distloop.compare`` as a user runs it, on little data: what it measures is not looked at, what it says is."""
+"""``python -m distloop.compare`` as a user runs it, on little data: what it measures is not looked at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distloop.strategies import NAMES
 SMALL = ["--model", "mlp", "--model-args.hidden", "16", "--threads", "1"]
 SHORT = ["--rounds", "2", "--steps", "4"]
 COMPARE = ["-m", "distloop.compare", *SMALL]
-HERE = [name for name in NAMES if name not in ("auto", "hierarchical")]
+HERE = [*(name for name in NAMES if name != "hierarchical"), "auto"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_all_strategies_take_the_same_steps_to_the_same_weights(everything):
     told = json.loads((folder / "out.json").read_text())
     assert told["schema"] == SCHEMA
     found = {one["name"]: one for one in told["contenders"]}
-    assert set(found) | set(told["left_out"]) == {*NAMES, "ddp", "alone"}
+    assert set(found) | set(told["left_out"]) == {*NAMES, "auto", "ddp", "alone"}
     assert set(found) >= {*HERE, "ddp", "alone"}
     assert told["best"] in NAMES
     synchronised = [one for one in found.values() if one["name"] != "alone"]
@@ -47,6 +47,7 @@ def test_all_strategies_take_the_same_steps_to_the_same_weights(everything):
         assert sum(one["split"].values()) == pytest.approx(one["p50_seconds"])
     assert found["ring"]["sent_bytes"] == [pytest.approx(4 * told["setting"]["parameters"], rel=1e-3)] * 2
     assert found["shared"]["sent_bytes"] == [0.0, 0.0]
+    assert found["auto"]["stands_for"] in NAMES
     assert told["setting"]["steps"] == 4
 
 

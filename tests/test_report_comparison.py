@@ -77,6 +77,17 @@ def test_a_difference_that_half_of_the_rounds_deny_is_none():
     assert "No clear difference to star." in verdict(of(ring, other, named("star"), named("alone")))
 
 
+@pytest.mark.parametrize(
+    ("milliseconds", "chosen", "words"),
+    [(16.3, "shared", "chooses shared here, rightly."), (31.8, "ring", "chooses ring here, which takes 96% longer.")],
+)
+def test_what_auto_chooses(milliseconds, chosen, words):
+    auto = contender("auto", milliseconds, None, 0, stands_for=chosen)
+    found = of(auto, named("shared"), named("ring"), named("alone"))
+    assert found.best is named("shared")
+    assert f"auto {words}" in verdict(found)
+
+
 def test_only_one():
     assert verdict(of(named("ring"))).startswith("Only ring was compared.")
 

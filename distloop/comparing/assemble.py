@@ -8,6 +8,7 @@ from statistics import median
 
 from distloop.comm import World, exchange
 from distloop.comparing.run import Entry, Field
+from distloop.comparing.specs import AUTO
 from distloop.comparing.sticks import Model, optimizer_cost
 from distloop.cost import MODELS, Workload
 from distloop.report.comparison import ALONE, Comparison, Contender, Scaling, Setting, Yardstick
@@ -50,7 +51,7 @@ def _model(field: Field, alone: Entry) -> Model | None:
 def _scaling(field: Field, model: Model | None) -> Scaling | None:
     if model is None:
         return None
-    named = [entry.spec.config.strategy for entry in field.entries if entry.spec and not entry.spec.approximate]
+    named = [entry.strategy for entry in field.entries if entry.strategy]
     known = [name for name in dict.fromkeys([*named, "hierarchical"]) if name in MODELS]
     return model.scaling(known, field.config.link_bytes)
 
@@ -103,10 +104,17 @@ def _contender(entry: Entry, alone: Entry, loss: float, world: World, model: Mod
         approximate=spec is not None and spec.approximate,
         ours=spec is not None,
         ratio_to_alone=None if entry is alone else median(ratios),
-        predicted_seconds=model.step_seconds(name) if model else None,
+        predicted_seconds=model.step_seconds(entry.strategy) if model and entry.strategy else None,
         of_bound=model.bound_seconds / besides if model and bounded else None,
-        note=DDP_NOTE if name == "ddp" else "",
+        stands_for=entry.strategy if name == AUTO else None,
+        note=_note(entry),
     )
+
+
+def _note(entry: Entry) -> str:
+    if entry.name == AUTO:
+        return f"chose {entry.strategy}" if entry.strategy else ""
+    return DDP_NOTE if entry.name == "ddp" else ""
 
 
 def _warnings(setting: Setting, contenders: Sequence[Contender], sticks: Sequence[Yardstick]) -> list[str]:

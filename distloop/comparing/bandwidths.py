@@ -14,7 +14,7 @@ from torch import Tensor
 from distloop.comm import Collective, World
 from distloop.comm.mpi import MPI
 from distloop.comparing.rounds import slowest, take_turns
-from distloop.comparing.specs import Spec
+from distloop.comparing.specs import AUTO, Spec
 from distloop.comparing.sticks import Sticks, all_reduce_bound
 from distloop.cost import AlphaBeta
 from distloop.report.comparison import Bandwidth
@@ -126,7 +126,7 @@ def bare_collectives(specs: Sequence[Spec], world: World, largest_bytes: int, gl
     """One of each kind that the strategies use, each with a vector in its own memory. Collective."""
     kinds: dict[type[Collective], Collective] = {}
     for spec in specs:
-        if not spec.approximate:
+        if not spec.approximate and spec.config.strategy != AUTO:
             collective = strategy(spec.config.strategy, world.comm)[0].collective
             kinds.setdefault(type(collective), collective)
     length = sizes(largest_bytes)[-1] // 4

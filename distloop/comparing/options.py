@@ -32,9 +32,8 @@ class CompareConfig(Config):
     json: str | None = None
     """Write all that was measured as JSON to this file; - for the standard output, in place of the table"""
     report: str | None = None
-    """A folder for report.html, the plots as PNG, and comparison.json"""
-    timeline: bool = False
-    """Write a trace of some steps of each for Perfetto, into the folder of --report or else timelines"""
+    """A folder for report.html, the plots as PNG, and comparison.json; --timeline puts a trace of some steps of each
+    there too, or else in timelines"""
 
     def __post_init__(self) -> None:
         """Refuse values that no comparison can have."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -46,6 +48,12 @@ class Entry:
     def name(self) -> str:
         """As typed."""
         return self.runner.name
+
+    @property
+    def strategy(self) -> str | None:
+        """What it trains with, as ``auto`` has chosen it; None for what is not ours, or another training."""
+        runner = self.runner
+        return runner.strategy if isinstance(runner, Synchronised) and not runner.spec.approximate else None
 
 
 class Field:
@@ -150,7 +158,7 @@ class Field:
 
     def losses(self) -> list[float]:
         """Of each, the mean of its last steps' losses, over the ranks where they differ."""
-        own = np.array([np.mean(entry.runner.losses) for entry in self.entries]) / self.world.size
+        own = np.array([fmean(entry.runner.losses or [math.nan]) for entry in self.entries]) / self.world.size
         self.world.comm.control.Allreduce(MPI.IN_PLACE, own)
         return [float(loss) for loss in own]
 

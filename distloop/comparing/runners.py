@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from distloop import loop
-from distloop.build import Ingredients, make_learner
+from distloop.build import Ingredients, make_learner, settled
 from distloop.comm import World
 from distloop.comparing.specs import Spec
 from distloop.config import Config
@@ -52,7 +53,8 @@ class Runner(ABC):
             now = next(progress)
             while not now.position:  # the end of a round is no step
                 now = next(progress)
-            self.losses.append(now.loss)
+            if not math.isnan(now.loss):  # where ranks step alone it is known when they meet
+                self.losses.append(now.loss)
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
         self._random = torch.get_rng_state()
@@ -73,7 +75,9 @@ class Synchronised(Runner):
     def __init__(self, spec: Spec, world: World, found: Ingredients) -> None:
         """Collective. Raises on all ranks what the strategy raises that cannot run here."""
         self.spec = spec
-        self.learner = make_learner(spec.config, world, found, copy.deepcopy(found.module))
+        config, _ = settled(spec.config, world, found.module)
+        self.strategy = config.strategy
+        self.learner = make_learner(config, world, found, copy.deepcopy(found.module))
         progress = loop.train(found.task, {"model": self.learner}, ROUNDS_WITHOUT_END, Progress())
         super().__init__(spec.name, self.learner.module, self.learner.optimizer, progress)
 

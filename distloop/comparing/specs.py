@@ -12,6 +12,7 @@ from distloop.config import Config
 from distloop.errors import ConfigError
 from distloop.strategies import NAMES
 
+AUTO = "auto"
 _VARIANTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "bf16": lambda number: {"gradient_dtype": "bf16"},
     "topk": lambda number: {"compress": "topk"},
@@ -45,7 +46,7 @@ class Spec:
 def specs_of(text: str, config: Config) -> list[Spec]:
     """The contenders that ``text`` names, once each. Raises ConfigError for one that is none."""
     if text == "all":
-        return [_spec(name, config) for name in NAMES]
+        return [_spec(name, config) for name in (*NAMES, AUTO)]
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"--strategies {text!r}: expected names such as ring,zero")
@@ -54,8 +55,8 @@ def specs_of(text: str, config: Config) -> list[Spec]:
 
 def _spec(name: str, config: Config) -> Spec:
     strategy, *variants = name.split("+")
-    if strategy not in ("auto", *NAMES):
-        raise ConfigError(f"--strategies {name}: {_expected(strategy, ('auto', *NAMES), 'strategy')}")
+    if strategy not in (*NAMES, AUTO):
+        raise ConfigError(f"--strategies {name}: {_expected(strategy, (*NAMES, AUTO), 'strategy')}")
     changes: dict[str, Any] = {"strategy": strategy}
     for variant in variants:
         changes |= _changes(name, variant, config)

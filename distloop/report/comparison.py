@@ -9,6 +9,7 @@ from statistics import median
 ALONE = "alone"
 PHASES = ("compute", "wait", "transfer", "optimizer")
 NOISE = 0.03  # what is closer than that is the same
+MEMORY_NOISE_BYTES = 16e6  # in which sizes of processes differ for no reason
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Contender:
 
     ``split``: seconds of a step by phase, a mean over the ranks; ``sent_bytes`` and ``messages``: of a step, by rank.
     ``approximate``: it does not mean to be the same training (compressed gradients, steps without exchange).
+    ``stands_for``: the strategy that it has chosen, where it chooses one.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Contender:
     ratio_to_alone: float | None = None
     predicted_seconds: float | None = None
     of_bound: float | None = None
+    stands_for: str | None = None
     note: str = ""
 
     @property
@@ -201,7 +204,9 @@ class Comparison:
     def best(self) -> Contender | None:
         """The quickest that is the same training; of those that are as quick as it, the one that holds the least."""
         candidates = [one for one in self.ranked if one.trusted and one.ours]
+        candidates = [one for one in candidates if one.stands_for is None] or candidates
         if not candidates:
             return None
         level = [one for one in candidates if not one.slower_than(candidates[0])]
-        return min(level, key=lambda one: (round((one.memory_bytes or 0) / 1e6), one.p50))
+        coarse = max(MEMORY_NOISE_BYTES, 0.1 * max(one.memory_bytes or 0 for one in level))
+        return min(level, key=lambda one: (round((one.memory_bytes or 0) / coarse), one.p50))

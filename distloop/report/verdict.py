@@ -18,7 +18,7 @@ def verdict(comparison: Comparison) -> str:
     best = comparison.best
     if best is None:
         return "No strategy can be recommended: none gave the weights that plain torch gives (see the table)."
-    others = [one for one in comparison.ranked if one.synchronised and one.trusted and one is not best]
+    others = [one for one in comparison.ranked if one.trusted and one is not best and not one.stands_for]
     return " ".join(_sentences(comparison, best, others))
 
 
@@ -36,6 +36,7 @@ def _sentences(comparison: Comparison, best: Contender, others: list[Contender])
     if slower and level:
         told.append(f"No clear difference to {_listed([one.name for one in level])}.")
     told += [_against_alone(best)] if best.ratio_to_alone else []
+    told += [_chooser(one, best) for one in comparison.ranked if one.stands_for and one is not best]
     told += [_temptation(one, best) for one in comparison.ranked if one.approximate and best.slower_than(one)]
     return told
 
@@ -71,6 +72,12 @@ def _against_alone(best: Contender) -> str:
     if ratio > 1 - NOISE:
         return "A synchronised step takes as long as the same step in training alone."
     return f"Of a step's time, {1 - ratio:.0%} is the price of synchronising."
+
+
+def _chooser(one: Contender, best: Contender) -> str:
+    if one.stands_for == best.name or not one.slower_than(best):
+        return f"{one.name} chooses {one.stands_for} here, rightly."
+    return f"{one.name} chooses {one.stands_for} here, which takes {one.p50 / best.p50 - 1:.0%} longer."
 
 
 def _temptation(one: Contender, best: Contender) -> str:
