@@ -64,9 +64,9 @@ class Hierarchical(Collective):
 
     Reduce-scatter: barrier on the node; for the piece of each node in turn, a lane's rank adds up its node's vectors,
     adds what has arrived from the node to the left, and sends that to the right, segment by segment; what belongs to a
-    rank without a lane is written where that rank reads it; barrier. All-gather: owned pieces go round the lanes;
-    barrier, after which they are in a vector that the node has in common; from one that each rank has for itself,
-    neighbours copy. A vector outside of ``memory`` is copied through a stage of 4 MiB a rank, piece by piece.
+    rank without a lane is written where that rank reads it; barrier. All-gather: barrier; owned pieces go round the
+    lanes, and arrive in a vector that the node has in common, or are written to the neighbours' own; barrier.
+    A vector outside of ``memory`` is copied through a stage of 4 MiB a rank, piece by piece.
 
     Cost, all-reduce of N bytes over M nodes with L lanes: a node sends 2(M-1)/M N, the least possible, divided among
     its lanes: (LM-1)/(L(M-1)) less than a ring of all ranks; 2(M-1)α. Half of it with ``wire=Bf16()``.
@@ -102,7 +102,7 @@ class Hierarchical(Collective):
         self._stage: Array | None = None
 
     def all_reduce(self, flat: Flat) -> None:
-        """Sums and pieces of sums go round the lanes without a pause; then each rank copies those of other lanes."""
+        """The two halves, without a pause between them, over a partition that gives each node the same."""
         vector = self.vector("all_reduce", flat)
         if vector.nbytes <= self.small_bytes:
             if vector.size:
@@ -147,35 +147,31 @@ class Hierarchical(Collective):
         partition = self.nodes.even(vector.size)
         self.local.Barrier()
         if self.lane is not None:
-            self._sums(self.lane, vector, peers, partition).all_reduce()
-        self.local.Barrier()
-        self._copy_other_lanes(vector, peers, partition)
+            wire = self.wire.carries(vector.dtype)
+            self._passage(self.lane, vector, partition, wire, self._others(peers)).all_reduce()
         self.local.Barrier()
 
     def _reduce_to_owners(self, vector: Array, peers: list[Array], partition: Partition) -> None:
         self.local.Barrier()
         if self.lane is not None:
-            self._sums(self.lane, vector, peers, partition).reduce_scatter()
+            wire = self.wire.carries(vector.dtype)
+            self._passage(self.lane, vector, partition, wire, self._others(peers)).reduce_scatter()
             for peer, owned in self._without_lane(peers, partition):
                 peer[owned] = vector[owned]
         self.local.Barrier()
 
     def _gather(self, vector: Array, peers: list[Array], partition: Partition) -> None:
-        common = self.memory.is_common(vector)
+        others = [] if self.memory.is_common(vector) else self._others(peers)
         self.local.Barrier()
         if self.lane is not None:
-            for peer, owned in self._without_lane(peers, partition):
-                if not common:
+            if others:
+                for peer, owned in self._without_lane(peers, partition):
                     vector[owned] = peer[owned]
-            self._passage(self.lane, vector, partition, _PLAIN, ()).all_gather()
+            self._passage(self.lane, vector, partition, _PLAIN, others).all_gather()
         self.local.Barrier()
-        if not common:
-            self._copy_other_lanes(vector, peers, partition)
-            self.local.Barrier()
 
-    def _sums(self, lane: Lane, vector: Array, peers: list[Array], partition: Partition) -> Passage:
-        others = [peer for local_rank, peer in enumerate(peers) if local_rank != self.local.rank]
-        return self._passage(lane, vector, partition, self.wire.carries(vector.dtype), others)
+    def _others(self, peers: list[Array]) -> list[Array]:
+        return [peer for local_rank, peer in enumerate(peers) if local_rank != self.local.rank]
 
     def _passage(self, lane: Lane, vector: Array, partition: Partition, wire: Wire, others: Sequence[Array]) -> Passage:
         return lane.passage(vector, partition, lambda: self.nodes.chunks(self.local.rank, partition), wire, others)
@@ -185,13 +181,6 @@ class Hierarchical(Collective):
         members = self.nodes.ranks[self.node]
         for local_rank in range(self.local.rank + self.nodes.lanes, len(members), self.nodes.lanes):
             yield peers[local_rank], partition.slice_of(members[local_rank])
-
-    def _copy_other_lanes(self, vector: Array, peers: list[Array], partition: Partition) -> None:
-        for lane, peer in enumerate(peers[: self.nodes.lanes]):
-            if lane != self.local.rank:
-                for chunk in self.nodes.chunks(lane, partition):
-                    for place in chunk:
-                        vector[place] = peer[place]
 
     def _staged(self, vector: Array) -> Iterator[tuple[Array, Array, list[Array]]]:
         """Piece by piece of ``vector``: the piece, as much of this rank's stage, and of everybody's on the node."""

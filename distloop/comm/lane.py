@@ -7,7 +7,7 @@ under way: once it has begun, the outgoing link is never idle. Views are made on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,13 +52,23 @@ class Stop:
     complete: bool = False
     after: int | None = None
 
+    @property
+    def spreads(self) -> bool:
+        """Whether it now is what everybody should have in its place."""
+        return self.complete or self.arrived is None
+
 
 @dataclass(frozen=True)
 class Route:
-    """What is sent first, as part of a sum or as it is, and what then arrives."""
+    """What is sent first, and what then arrives.
+
+    sums: what is sent first is part of a sum, to which neighbours' parts are added before.
+    spreads: it is what everybody should have in its place; neighbours too.
+    """
 
     first: list[Segment]
     sums: bool
+    spreads: bool
     arriving: list[Stop]
 
 
@@ -97,8 +107,8 @@ class Passage:
     """One vector's way round a lane, ready to be gone again and again.
 
     Chunks travel in the order r-1, r-2, ..., r, as seen from rank r: the sum of chunk r is complete when it gets here,
-    and from here it goes to everybody in the same order. ``others``: the same vector of ranks whose memory this one
-    sees, and for which it sends: they are added to its own, in order.
+    and from here it goes to everybody in the same order. ``others``: the same vector of neighbours, whose memory this
+    rank sees: it adds them to its own, in order, before it sends, and writes to them what comes back.
     """
 
     def __init__(self, lane: Lane, vector: Array, chunks: Chunks, wire: Wire, others: Sequence[Array]) -> None:
@@ -134,16 +144,16 @@ class Passage:
 
     @cached_property
     def _gathering(self) -> Route:
-        return Route(self._own, sums=False, arriving=self._spread(summed=False))
+        return Route(self._own, sums=False, spreads=True, arriving=self._spread(summed=False))
 
     @cached_property
     def _both(self) -> Route:
         route = self._sum(complete=True)
-        return Route(route.first, sums=True, arriving=[*route.arriving, *self._spread(summed=True)])
+        return replace(route, arriving=[*route.arriving, *self._spread(summed=True)])
 
     def _sum(self, complete: bool) -> Route:
         if not self._passing:  # alone in the lane: only neighbours' parts are added
-            return Route(self._own, sums=True, arriving=[])
+            return Route(self._own, sums=True, spreads=complete, arriving=[])
         first, *rest = self._passing
         arriving: list[Stop] = []
         for segment in (segment for chunk in rest for segment in chunk):
@@ -151,7 +161,7 @@ class Passage:
         for segment in self._own:
             inbox = self._inbox(len(arriving), segment)
             arriving.append(Stop(segment, *inbox, goes_on=complete, complete=complete))
-        return Route(first, sums=True, arriving=arriving)
+        return Route(first, sums=True, spreads=False, arriving=arriving)
 
     def _spread(self, summed: bool) -> list[Stop]:
         """Segments come back in the order in which their sums were sent off, into the same memory."""
@@ -176,11 +186,15 @@ class Passage:
                 self.wire.encode(segment.piece, segment.image)
             if self.lane.size > 1:
                 sent.append(self._send(segment))
+            if route.spreads:
+                self._share(segment)
         for turn, stop in enumerate(route.arriving):
             self._expect(route.arriving[len(expected) : turn + INBOXES], expected, sent)
             self._take(stop, expected[turn])
             if stop.goes_on:
                 sent.append(self._send(stop.segment))
+            if stop.spreads:
+                self._share(stop.segment)
         for request in sent:
             request.Wait()
 
@@ -211,6 +225,10 @@ class Passage:
     def _collect(self, segment: Segment) -> None:
         for other in segment.others:
             self.wire.add(segment.piece, other)
+
+    def _share(self, segment: Segment) -> None:
+        for other in segment.others:
+            self.wire.copy(segment.piece, other)
 
     def _send(self, segment: Segment) -> MPI.Request:
         return self.lane.comm.Isend(segment.sent, self.lane.right)

@@ -38,6 +38,10 @@ class Wire(ABC):
     def add(self, piece: Any, image: Any) -> None:
         """Add to ``piece`` what has arrived in ``image``."""
 
+    @abstractmethod
+    def copy(self, piece: Any, other: Any) -> None:
+        """Fill ``other``, the same piece in a neighbour's memory."""
+
 
 @final
 class Plain(Wire):
@@ -64,6 +68,10 @@ class Plain(Wire):
     def add(self, piece: Array, image: Array) -> None:
         """In place."""
         np.add(piece, image, out=piece)
+
+    def copy(self, piece: Array, other: Array) -> None:
+        """As it is."""
+        np.copyto(other, piece)
 
 
 @final
@@ -104,3 +112,7 @@ class Bf16(Wire):
     def add(self, piece: torch.Tensor, image: torch.Tensor) -> None:
         """In float32."""
         piece.add_(image)
+
+    def copy(self, piece: torch.Tensor, other: torch.Tensor) -> None:
+        """As it is."""
+        other.copy_(piece)

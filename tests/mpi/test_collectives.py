@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from distloop.comm import Ring
 from distloop.errors import ShapeError
@@ -94,3 +95,31 @@ def test_ranks_that_differ_all_get_a_shape_error(name, counted, rank, world_size
     flat = np.ones(4, np.float32)
     collective.all_reduce(flat)
     assert flat.tolist() == [world_size] * 4, "and the next call finds nothing of it"
+
+
+@algorithms
+def test_vectors_in_memory_that_the_collective_gives(name, counted, rank, world_size):
+    """Where neighbours see each other's vectors, nothing is copied first; and parameters may be there once a node."""
+    collective = ALGORITHMS[name](counted)
+    for length in LENGTHS:
+        given = integers(length, world_size)
+        flat = collective.memory.own(length, torch.float32).numpy()
+        common = collective.memory.common(length, torch.float32).numpy()
+        for cut in PARTITIONS.values():
+            partition = cut(length, world_size)
+            own, before = partition.slice_of(rank), counted.sent.copy()
+            flat[:] = given[rank]
+            collective.reduce_scatter(flat, partition)
+            np.testing.assert_array_equal(flat[own], given.sum(0)[own])
+            common[own] = flat[own]
+            collective.all_gather(common, partition)
+            collective.all_gather(flat, partition)
+            np.testing.assert_array_equal(flat, given.sum(0))
+            np.testing.assert_array_equal(common, flat)
+            cost = Cost(name, rank, world_size)
+            gathered = cost.all_gather(partition).bytes
+            assert (counted.sent - before).bytes == cost.reduce_scatter(partition).bytes + 2 * gathered
+            counted.Barrier()  # or a neighbour would fill what others still look at
+        flat[:] = given[rank]
+        collective.all_reduce(flat)
+        np.testing.assert_array_equal(flat, given.sum(0))
