@@ -213,6 +213,29 @@ def _waits(spans: Sequence[Span], control: MPI.Intracomm) -> list[Span]:
     return [span._replace(phase="wait", end=end) for span, end in zip(transfers, ends, strict=True) if end > span.begin]
 
 
+def exposed(main: Sequence[Span], others: Sequence[Span]) -> list[Span]:
+    """The main thread's settled spans, a wait being a transfer where another thread was at one: it was for that."""
+    moving = [span for span in others if span.phase == "transfer"]
+    pieces: list[Span] = []
+    first = 0
+    for span in main:
+        if span.phase != "wait":
+            pieces.append(span)
+            continue
+        now = span.begin
+        while first < len(moving) and moving[first].end <= now:
+            first += 1
+        for transfer in moving[first:]:
+            if transfer.begin >= span.end:
+                break
+            begin, end = max(now, transfer.begin), min(span.end, transfer.end)
+            pieces += [span._replace(begin=now, end=begin)] if begin > now else []
+            pieces.append(span._replace(phase="transfer", bucket=transfer.bucket, begin=begin, end=end))
+            now = end
+        pieces += [span._replace(begin=now)] if span.end > now else []
+    return pieces
+
+
 def seconds_by_phase(spans: Sequence[Span]) -> dict[str, float]:
     """Sums over settled spans of one thread."""
     sums: dict[str, float] = dict.fromkeys(map(str, PHASES), 0.0)

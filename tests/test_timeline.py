@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distloop.timeline import PHASES, NoTimeline, RecordedTimeline, Span, flattened, seconds_by_phase
+from distloop.timeline import PHASES, NoTimeline, RecordedTimeline, Span, exposed, flattened, seconds_by_phase
 
 
 def step(number, begin, end):
@@ -67,6 +67,22 @@ def test_phases_of_any_nesting_make_up_the_steps(seed):
     assert sum(seconds_by_phase(found).values()) == 1000.0
     pieces = phases(found)
     assert all(one[2] == other[1] for one, other in itertools.pairwise(pieces))
+
+
+def test_a_wait_for_another_threads_transfer_is_one():
+    main = [Span("compute", -1, 1, 0.0, 2.0), Span("wait", -1, 1, 2.0, 9.0), Span("wait", -1, 1, 11.0, 12.0)]
+    others = [Span("transfer", number, 2, *ends) for number, ends in enumerate([(1.0, 3.0), (4.0, 5.0), (8.0, 11.5)])]
+    assert phases(exposed(main, others)) == [
+        ("compute", 0.0, 2.0),
+        ("transfer", 2.0, 3.0),
+        ("wait", 3.0, 4.0),
+        ("transfer", 4.0, 5.0),
+        ("wait", 5.0, 8.0),
+        ("transfer", 8.0, 9.0),
+        ("transfer", 11.0, 11.5),
+        ("wait", 11.5, 12.0),
+    ]
+    assert exposed(main, []) == main
 
 
 def progress(*counts):

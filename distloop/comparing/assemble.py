@@ -7,11 +7,11 @@ from datetime import datetime
 from statistics import median
 
 from distloop.comm import World, exchange
-from distloop.comparing.run import Entry, Field
+from distloop.comparing.run import HIDDEN, Entry, Field
 from distloop.comparing.specs import AUTO
 from distloop.comparing.sticks import Model, optimizer_cost
 from distloop.cost import MODELS, Workload
-from distloop.report.comparison import ALONE, Comparison, Contender, Scaling, Setting, Yardstick
+from distloop.report.comparison import ALONE, PHASES, Comparison, Contender, Scaling, Setting, Yardstick
 from distloop.run_folder import versions
 
 DDP_NOTE = "transfer is what backward takes longer than alone; gloo has no shared memory"
@@ -59,8 +59,9 @@ def _scaling(field: Field, model: Model | None) -> Scaling | None:
 def _scaled(entry: Entry) -> dict[str, float]:
     """The parts of the traced steps, as parts of the median of those without a trace."""
     assert entry.split is not None
-    traced = sum(entry.split.values()) or 1.0
-    return {phase: seconds / traced * median(entry.timed.step_seconds) for phase, seconds in entry.split.items()}
+    split = {phase: entry.split[phase] for phase in PHASES}
+    traced = sum(split.values()) or 1.0
+    return {phase: seconds / traced * median(entry.timed.step_seconds) for phase, seconds in split.items()}
 
 
 def _setting(field: Field, steps: int, command: str) -> Setting:
@@ -91,7 +92,8 @@ def _contender(entry: Entry, alone: Entry, loss: float, world: World, model: Mod
     ratios = [one / other for one, other in zip(alone.timed.step_seconds, timed.step_seconds, strict=True)]
     split = _scaled(entry)
     besides = sum(split.values()) - split["compute"]
-    bounded = model is not None and entry is not alone and besides > 0
+    exact = spec is None or not spec.approximate
+    bounded = exact and entry is not alone and besides > 0
     return Contender(
         name,
         timed.step_seconds,
@@ -101,11 +103,12 @@ def _contender(entry: Entry, alone: Entry, loss: float, world: World, model: Mod
         entry.memory_bytes,
         loss,
         entry.agreement,
-        approximate=spec is not None and spec.approximate,
+        approximate=not exact,
         ours=spec is not None,
         ratio_to_alone=None if entry is alone else median(ratios),
         predicted_seconds=model.step_seconds(entry.strategy) if model and entry.strategy else None,
         of_bound=model.bound_seconds / besides if model and bounded else None,
+        hidden_seconds=entry.split[HIDDEN] if entry.split else None,
         stands_for=entry.strategy if name == AUTO else None,
         note=_note(entry),
     )

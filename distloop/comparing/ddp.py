@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import socket
+import struct
 from contextlib import suppress
 from datetime import timedelta
 from typing import final
@@ -21,6 +23,7 @@ from distloop.errors import ConfigError
 from distloop.timeline import Timeline
 
 TIMEOUT = timedelta(seconds=120)
+SIOCGIFADDR = 0x8915
 
 
 def start_gloo(world: World) -> None:
@@ -30,7 +33,9 @@ def start_gloo(world: World) -> None:
     with together(world.comm.control):
         if not (dist.is_available() and dist.is_gloo_available()):
             raise ConfigError("--against ddp: this torch has no gloo. Expected one that has, as torch's CPU wheels do")
-    host, port = at_root(world.comm.control, lambda: _free_port(world.nodes))
+        name, address = _interface(world.nodes)
+        os.environ["GLOO_SOCKET_IFNAME"] = name  # else gloo looks the host's name up, which need not lead anywhere
+    host, port = at_root(world.comm.control, lambda: (address, _free_port(address)))
     with together(world.comm.control):
         try:
             dist.init_process_group(
@@ -40,15 +45,37 @@ def start_gloo(world: World) -> None:
             raise ConfigError(f"--against ddp: gloo cannot be started ({str(error).splitlines()[0]})") from error
 
 
-def _free_port(nodes: int) -> tuple[str, int]:
-    """Of an address that all nodes reach: the loopback where there is one node."""
-    host = "127.0.0.1" if nodes == 1 else socket.gethostbyname(socket.gethostname())
+def _interface(nodes: int) -> tuple[str, str]:
+    """Name and address of the one that all nodes reach: the loopback where there is one node, else the first other.
+
+    GLOO_SOCKET_IFNAME names another one.
+    """
+    wanted = os.environ.get("GLOO_SOCKET_IFNAME") or ("lo" if nodes == 1 else None)
+    found = {name: address for _, name in socket.if_nameindex() if (address := _address_of(name))}
+    for name, address in found.items():
+        if name == wanted or (wanted is None and not address.startswith("127.")):
+            return name, address
+    raise ConfigError(
+        f"--against ddp: no network interface {wanted or 'besides the loopback'} with an address. Expected one that "
+        f"all nodes reach, in GLOO_SOCKET_IFNAME: {', '.join(found)}"
+    )
+
+
+def _address_of(interface: str) -> str | None:
+    """Its IPv4 address. Source: Linux netdevice(7), SIOCGIFADDR."""
+    request = struct.pack("256s", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            return socket.inet_ntoa(fcntl.ioctl(asking, SIOCGIFADDR, request)[20:24])
+        except OSError:
+            return None
+
+
+def _free_port(address: str) -> int:
     with socket.socket() as listening:
-        listening.bind((host, 0))
+        listening.bind((address, 0))
         port: int = listening.getsockname()[1]
-    if nodes == 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # else gloo looks the host's name up, which need not lead anywhere
-    return host, port
+    return port
 
 
 def stop_gloo() -> None:

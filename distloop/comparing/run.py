@@ -27,14 +27,19 @@ from distloop.data import Loader
 from distloop.errors import DistloopError
 from distloop.report.comparison import ALONE, Agreement, Bandwidth
 from distloop.tasks import Shard
-from distloop.timeline import NoTimeline, RecordedTimeline, seconds_by_phase
+from distloop.timeline import NoTimeline, RecordedTimeline, exposed, seconds_by_phase
 
 TRACED_STEPS = 10
+HIDDEN = "hidden"
 
 
 @dataclass
 class Entry:
-    """One contender with what is known of it so far. ``split``: seconds of a step by phase, a mean over the ranks."""
+    """One contender with what is known of it so far.
+
+    ``split``: seconds of a step by phase, a mean over the ranks; besides, under ``HIDDEN``, those of transfers that
+    went on while the rank computed.
+    """
 
     runner: Runner
     memory_bytes: float | None
@@ -138,7 +143,9 @@ class Field:
         control.Barrier()
         runner.run(TRACED_STEPS)
         runner.record(NoTimeline())
-        found = seconds_by_phase(timeline.settled(control)[0])
+        main, others = timeline.settled(control)
+        found = seconds_by_phase(exposed(main, others))
+        found[HIDDEN] = max(0.0, seconds_by_phase(others)["transfer"] - found["transfer"]) if others else 0.0
         sums = np.array(list(found.values())) / TRACED_STEPS / control.size
         control.Allreduce(MPI.IN_PLACE, sums)
         if folder is not None:

@@ -12,6 +12,11 @@ NOISE = 0.03  # what is closer than that is the same
 MEMORY_NOISE_BYTES = 16e6  # in which sizes of processes differ for no reason
 
 
+def count_of(steps: int) -> str:
+    """With its noun."""
+    return f"{steps} step{'s' * (steps != 1)}"
+
+
 @dataclass(frozen=True)
 class Setting:
     """What was compared, and where. ``steps`` are those that were timed, ``rounds`` times ``steps_per_round``."""
@@ -41,7 +46,9 @@ class Setting:
     def headline(self) -> str:
         """One line."""
         training = f"{self.model}, {self.parameters:,} parameters, {self.optimizer}, batch {self.batch_size}"
-        return " · ".join([self.world, self.library, training, f"{self.rounds} rounds of {self.steps_per_round} steps"])
+        return " · ".join(
+            [self.world, self.library, training, f"{self.rounds} rounds of {count_of(self.steps_per_round)}"]
+        )
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Contender:
 
     ``split``: seconds of a step by phase, a mean over the ranks; ``sent_bytes`` and ``messages``: of a step, by rank.
     ``approximate``: it does not mean to be the same training (compressed gradients, steps without exchange).
+    ``hidden_seconds``: of transfers that went on while the rank computed.
     ``stands_for``: the strategy that it has chosen, where it chooses one.
     """
 
@@ -85,6 +93,7 @@ class Contender:
     ratio_to_alone: float | None = None
     predicted_seconds: float | None = None
     of_bound: float | None = None
+    hidden_seconds: float | None = None
     stands_for: str | None = None
     note: str = ""
 

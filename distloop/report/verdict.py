@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from distloop.report.comparison import NOISE, PHASES, Comparison, Contender
+from collections.abc import Mapping
+
+from distloop.report.comparison import NOISE, Comparison, Contender
 from distloop.report.words import data_size, duration
 
 _REASONS = {
     "compute": "computes for {} less a step",
-    "wait": "waits {} less a step",
-    "transfer": "moves data for {} less a step",
+    "exchange": "waits and moves data for {} less a step",
     "optimizer": "spends {} less a step in the optimizer, whose work the ranks share out",
 }
 
@@ -27,7 +28,7 @@ def _sentences(comparison: Comparison, best: Contender, others: list[Contender])
     slower = [one for one in others if one.slower_than(best)]
     level = [one for one in others if one not in slower]
     if slower:
-        faster = _listed([f"{one.p50 / best.p50:.2g} times as fast as {one.name}" for one in _chosen(slower)])
+        faster = _listed([f"{_times(one.p50 / best.p50)} as fast as {one.name}" for one in _chosen(slower)])
         told.append(f"Use {best.name}: {faster}{_because(best, slower)}.")
     elif others:
         told.append(f"Use {best.name}, though nothing else here is clearly slower.")
@@ -51,13 +52,23 @@ def _because(best: Contender, slower: list[Contender]) -> str:
     other = next((one for one in slower if one.split), None)
     reasons = []
     if other is not None and best.split is not None:
-        saved = {phase: other.split[phase] - best.split[phase] for phase in PHASES}  # type: ignore[index]
+        saved = {part: seconds - _parts(best.split)[part] for part, seconds in _parts(other.split or {}).items()}
         large = max(saved, key=lambda phase: saved[phase])
         if saved[large] > 0:
             reasons.append(_REASONS[large].format(duration(saved[large])) + f" than {other.name}")
     if best.sent_bytes is not None and not max(best.sent_bytes) and any(_sends(one) for one in slower):
         reasons.append("sends nothing: ranks read each other's memory")
     return f", because it {' and '.join(reasons)}" if reasons else ""
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f} times" if ratio < 1.2 else f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:,.0f} times"
+
+
+def _parts(split: Mapping[str, float]) -> dict[str, float]:
+    """What one strategy waits for, another one calls transfer: both are the price of the exchange."""
+    exchange = split["wait"] + split["transfer"]
+    return {"compute": split["compute"], "exchange": exchange, "optimizer": split["optimizer"]}
 
 
 def _sends(one: Contender) -> bool:
@@ -87,7 +98,7 @@ def _temptation(one: Contender, best: Contender) -> str:
     sent = ""
     if one.sent_bytes and best.sent_bytes and max(best.sent_bytes):
         sent = f", {data_size(max(one.sent_bytes))} instead of {data_size(max(best.sent_bytes))} sent"
-    return f"{one.name} is {best.p50 / one.p50:.2g} times as fast still{loss}{sent}: another training."
+    return f"{one.name} is {_times(best.p50 / one.p50)} as fast still{loss}{sent}: another training."
 
 
 def _listed(words: list[str]) -> str:
