@@ -56,10 +56,9 @@ class Trials:
                 slow |= {name for name, seconds in there.items() if seconds > factor * min(there.values())}
         return slow
 
-    def seconds(self, name: str, size_bytes: int, passes: float, bucket_bytes: int | None = None) -> float:
-        """Predicted: between two sizes by their powers, beyond the largest in proportion, in buckets one by one."""
-        bucket = min(size_bytes, bucket_bytes or size_bytes)
-        moved = size_bytes / bucket * self._at(name, bucket, 0)
+    def seconds(self, name: str, size_bytes: int, passes: float, bucket_bytes: int) -> float:
+        """Predicted: between two sizes by their powers, beyond the largest in a line, in buckets one by one."""
+        moved = size_bytes / bucket_bytes * self._at(name, bucket_bytes, 0)
         return moved + passes * self._at(name, size_bytes, 1)
 
     def _at(self, name: str, size_bytes: int, which: int) -> float:
@@ -67,7 +66,7 @@ class Trials:
         times = [self.table[name][size][which] for size in sizes]
         above = bisect_left(sizes, size_bytes)
         if above == len(sizes):
-            return times[-1] * size_bytes / sizes[-1]
+            return times[-1] + _slope(sizes[-2:], times[-2:]) * (size_bytes - sizes[-1])
         if above == 0:
             return times[0]
         low, high = max(times[above - 1], 1e-9), max(times[above], 1e-9)
@@ -111,6 +110,13 @@ class Trials:
                 aside.replace(path)
             finally:
                 aside.unlink(missing_ok=True)
+
+
+def _slope(sizes: list[int], times: list[float]) -> float:
+    """Seconds of a byte more, by the last two sizes; noise may not make it less than a third of the mean, nor more."""
+    mean = times[-1] / sizes[-1]
+    slope = (times[-1] - times[0]) / (sizes[-1] - sizes[0]) if len(sizes) > 1 else mean
+    return min(max(slope, mean / 3), mean)
 
 
 def _measured(pair: Any) -> Measured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,11 +27,13 @@ from distloop.partition import Partition
 
 Clock = Callable[[], float]
 
-SIZES_BYTES = tuple(1 << power for power in (12, 15, 18, 21, 24, 26))
+SIZES_BYTES = tuple(1 << power for power in range(12, 27, 2))
+SAFE_BYTES = 1 << 18  # tried in any case, however slow the network is; and what is slow there stays slow
 NODE_BYTES = 1 << 30  # what vectors of a trial may take on one node
-HOPELESS = 4.0  # a candidate so many times slower than the best at 256 KiB and more is not tried at larger sizes
+HOPELESS = 4.0  # a candidate so many times slower than the best at SAFE_BYTES and more is not tried at larger sizes
 TIE = 1.05  # within this of the best, the earlier candidate is taken: a difference that small is noise
-ROUNDS = 4
+ROUNDS, SLOW_ROUNDS, SLOW_SECONDS = 4, 2, 0.01
+TIMED_SECONDS = 5e-4  # short calls are repeated, so that a clock can tell
 BLOCK_ELEMENTS = 1 << 19  # as distloop.parts cuts what it sums
 PASS_BYTES = 12  # of an element in a += b
 
@@ -102,7 +105,7 @@ def choose(
     """The quickest candidate for float32 parameters of ``size_bytes``; collective, and the same on all ranks.
 
     ``traffic_bytes``: what the optimizer moves through memory for one parameter (28 for Adam). ``bucket_bytes``: in
-    which a candidate that overlaps sends. Times are the slowest rank's; rank 0 decides for all. What this cluster has
+    which vectors travel between nodes. Times are the slowest rank's; rank 0 decides for all. What this cluster has
     shown before lies in ``folder``, and only what is missing there is tried. ``facts``: what else must be the same for
     that to hold, such as the type in which gradients travel. Of a single candidate nothing is tried.
     """
@@ -112,7 +115,8 @@ def choose(
     folder, cluster = folder or default_folder(), cluster_of(world) | dict(facts or {})
     trials = Trials.from_dict(at_root(control, lambda: Trials.remembered(folder, cluster).as_dict()))
     trial = _Trial(control, candidates, trials, clock, budget_seconds)
-    took = trial.run(_sizes(size_bytes, world.local_size))
+    bucket_bytes = min(size_bytes, bucket_bytes or size_bytes) if world.nodes > 1 else size_bytes
+    took = trial.run(_sizes(bucket_bytes, world.local_size))
     if took:
         at_root(control, lambda: trials.remember(folder, cluster))
     decide = partial(_decide, trials, candidates, size_bytes, traffic_bytes, bucket_bytes)
@@ -121,15 +125,16 @@ def choose(
 
 
 def _sizes(size_bytes: int, local_size: int) -> list[int]:
-    """Up to the model's own, or the largest that is tried."""
-    most = max(SIZES_BYTES[2], NODE_BYTES // (4 * local_size))
+    """The next below and above, as far as there is memory for them, and before them one that is safe."""
+    most = max(SAFE_BYTES, NODE_BYTES // (4 * local_size))
     allowed = [size for size in SIZES_BYTES if size <= most]
-    above = [index for index, size in enumerate(allowed) if size >= size_bytes]
-    return allowed[: above[0] + 1] if above else allowed
+    above = min(bisect_left(allowed, size_bytes), len(allowed) - 1)
+    around = allowed[max(0, above - 1) : above + 1]
+    return sorted({min(SAFE_BYTES, around[0]), *around})
 
 
 def _decide(
-    trials: Trials, candidates: Candidates, size_bytes: int, traffic_bytes: int, bucket_bytes: int | None
+    trials: Trials, candidates: Candidates, size_bytes: int, traffic_bytes: int, bucket_bytes: int
 ) -> tuple[str, dict[str, float]]:
     """The first of those that are as quick as the quickest."""
     passes = traffic_bytes / PASS_BYTES
@@ -160,7 +165,7 @@ class _Trial:
         counting = CountedComm(self._control)
         for size in sizes:
             missing = self._missing(size)
-            if spent + self._expected(missing, size) > self._budget:
+            if size > SAFE_BYTES and spent + self._expected(missing, size) > self._budget:
                 break
             for name in missing:
                 self._one(name, size, counting)
@@ -175,11 +180,9 @@ class _Trial:
         return [name for name in self._candidates if not self._trials.has(name, size) and name not in hopeless]
 
     def _expected(self, names: Sequence[str], size: int) -> float:
-        """Seconds, in proportion to what is known; the smallest sizes are tried in any case."""
-        if size <= SIZES_BYTES[2]:
-            return 0.0
-        known = (name for name in names if self._trials.knows(name))
-        return (ROUNDS + 1) * sum(self._trials.seconds(name, size, 1.0) for name in known)
+        """Seconds, by what is known."""
+        known = [self._trials.seconds(name, size, 1.0, size) for name in names if self._trials.knows(name)]
+        return sum(seconds * (_rounds(seconds) + 2) for seconds in known)
 
     def _one(self, name: str, size: int, counting: CountedComm) -> None:
         mover = self._mover(name, counting)
@@ -187,10 +190,11 @@ class _Trial:
             self._trials.impossible.add(name)
             return
         move, touch = _step(mover, size // 4)
-        often = max(1, min(20, (1 << 17) // size))
         for function in (move, touch):
             function()  # the first call allocates and agrees
-        rounds = [self._timed(move, often) + self._timed(touch, often) for _ in range(ROUNDS)]
+        (once,) = self._slowest(self._timed(move, 1))
+        often = max(1, min(20, int(TIMED_SECONDS / max(once, 1e-9))))
+        rounds = [self._timed(move, often) + self._timed(touch, often) for _ in range(_rounds(once))]
         moved, touched = (min(times) for times in zip(*self._pairs(rounds), strict=True))
         self._trials.add(name, size, moved, touched)
 
@@ -221,6 +225,10 @@ class _Trial:
                     raise
                 return None
         return self._movers[name]
+
+
+def _rounds(seconds: float) -> int:
+    return ROUNDS if seconds < SLOW_SECONDS else SLOW_ROUNDS
 
 
 def _step(mover: Mover, length: int) -> tuple[Callable[[], None], Callable[[], None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from distloop.comm import Native, Ring, Shared, World
 from distloop.comm.agree import at_root, exchange
-from distloop.comm.tuning import SIZES_BYTES, choose
+from distloop.comm.tuning import choose
 from distloop.errors import ConfigError
 from distloop.ownership import Replicated, Sharded
 
@@ -104,17 +105,24 @@ def test_the_size_decides_and_all_ranks_agree(stage, size, best):
 
 
 def test_between_two_sizes_and_beyond_the_largest(stage):
-    choice = stage.choose(1 << 20)
-    low, high = (1e-6 + size / 1e8 for size in (1 << 18, 1 << 21))
-    assert choice.seconds["quick start"] == pytest.approx(low * (high / low) ** (2 / 3))
-    most = max(size for size in SIZES_BYTES if size <= (1 << 30) // (4 * stage.world.local_size))
+    choice = stage.choose(1 << 19)
+    low, high = (1e-6 + size / 1e8 for size in (1 << 18, 1 << 20))
+    assert choice.seconds["quick start"] == pytest.approx((low * high) ** (1 / 2))
     choice = stage.choose(1 << 30)
-    assert choice.seconds["much at once"] == pytest.approx((1e-3 + most / 1e10) * (1 << 30) / most)
+    assert choice.seconds["much at once"] == pytest.approx(1e-3 + (1 << 30) / 1e10)
 
 
-def test_buckets_each_pay_their_latency(stage):
-    choice = stage.choose(1 << 24, bucket_bytes=1 << 21)
-    assert choice.seconds["much at once"] == pytest.approx(8 * (1e-3 + (1 << 21) / 1e10))
+def test_only_sizes_like_the_model_s_are_tried(stage):
+    for size, tried in ((1 << 12, {1 << 12}), (1 << 15, {1 << 14, 1 << 16}), (1 << 23, {1 << 18, 1 << 22, 1 << 24})):
+        stage.choose(size)
+        assert set(stage.calls["much at once"]) == tried
+
+
+def test_buckets_between_nodes_each_pay_their_latency(stage):
+    stage.world = replace(stage.world, nodes=2)
+    choice = stage.choose(1 << 24, bucket_bytes=1 << 20)
+    assert choice.seconds["much at once"] == pytest.approx(16 * (1e-3 + (1 << 20) / 1e10))
+    assert set(stage.calls["much at once"]) == {1 << 18, 1 << 20}
 
 
 def test_what_is_remembered_is_not_tried_again(stage):
@@ -123,8 +131,8 @@ def test_what_is_remembered_is_not_tried_again(stage):
     again = stage.choose(1 << 18)
     assert stage.tried == set() and again.took_seconds == 0 and again.seconds == first.seconds
     assert "as remembered" in again.describe()
-    stage.choose(1 << 21)
-    assert all(set(calls) == {1 << 21} for calls in stage.calls.values()), "only the size that was missing"
+    stage.choose(1 << 20)
+    assert all(set(calls) == {1 << 20} for calls in stage.calls.values()), "only the size that was missing"
 
 
 def test_a_new_candidate_is_tried_alone(stage):
@@ -220,7 +228,7 @@ def test_the_time_is_limited(stage):
     stage.candidate("slow", 0.0, 1e6)
     stage.candidate("slow too", 0.0, 1.1e6)
     choice = stage.choose(1 << 26, budget_seconds=30.0)
-    assert max(stage.calls["slow"]) == max(stage.calls["slow too"]) == 1 << 21
+    assert max(stage.calls["slow"]) == max(stage.calls["slow too"]) == 1 << 18
     assert choice.seconds["slow too"] == pytest.approx((1 << 26) / 1.1e6)
 
 
