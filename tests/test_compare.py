@@ -56,6 +56,9 @@ def test_bare_collectives_sum_right(everything):
     kinds = {one["name"] for one in told["collectives"]}
     assert kinds >= {"star", "ring", "native", "shared", "gloo"}
     assert {one["size_bytes"] for one in told["collectives"]} == {1 << 10, 1 << 12, 1 << 14}
+    operations = {name: {one["operation"] for one in told["collectives"] if one["name"] == name} for name in kinds}
+    assert operations.pop("gloo") == {"all-reduce"}
+    assert all(found == {"all-reduce", "reduce-scatter", "all-gather"} for found in operations.values())
     assert sum(one["wrong_elements"] for one in told["collectives"]) == 0
     assert all(one["bound_seconds"] > 0 and one["predicted_seconds"] > 0 for one in told["collectives"])
     assert {one["name"] for one in told["yardsticks"]} == {"memory of a node"}

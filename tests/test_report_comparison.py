@@ -172,6 +172,7 @@ def test_busbw_is_that_of_nccl_tests():
     one = replace(COMPARISON.bandwidths[0], ranks=4, size_bytes=1000, seconds=[1e-3])
     assert one.algbw == pytest.approx(1e6)
     assert one.busbw == pytest.approx(1.5e6)
+    assert replace(one, operation="all-gather").busbw == pytest.approx(0.75e6)
 
 
 # ---- the page and the plots -----------------------------------------------------------------------------------------

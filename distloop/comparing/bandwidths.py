@@ -1,11 +1,13 @@
-"""The bare all-reduce of each strategy, from 1 KiB up, in rounds; right or wrong is counted element by element."""
+"""The bare collectives of the strategies, from 1 KiB up, in rounds; what is wrong is counted element by element."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -15,9 +17,10 @@ from distloop.comm import Collective, World
 from distloop.comm.mpi import MPI
 from distloop.comparing.rounds import slowest, take_turns
 from distloop.comparing.specs import AUTO, Spec
-from distloop.comparing.sticks import Sticks, all_reduce_bound
+from distloop.comparing.sticks import Sticks, bound_seconds
 from distloop.cost import AlphaBeta
-from distloop.report.comparison import Bandwidth
+from distloop.partition import Partition
+from distloop.report.comparison import OPERATIONS, Bandwidth
 from distloop.strategies import strategy
 
 LEAST_BYTES = 1 << 10
@@ -29,61 +32,87 @@ WARM_UP_CALLS = 5
 PERIOD = 16  # of the small whole numbers that are summed: exact in float32
 
 
+Call = Callable[[Tensor], object]
+
+
 @dataclass
 class Bare:
-    """One collective. ``vector`` lies where it is moved fastest, and is as long as the largest size."""
+    """One collective. ``vector`` lies where it is moved fastest, and is as long as the largest size.
+
+    ``operations`` make, for a partition of a place, what is called with that place.
+    """
 
     name: str
     vector: Tensor
-    all_reduce: Callable[[Tensor], object]
+    operations: Mapping[str, Callable[[Partition], Call]]
     places: list[Tensor] = field(default_factory=list)
     calls: int = 1
     seconds: list[float] = field(default_factory=list)
 
-    def cut(self, size_bytes: int) -> None:
-        """Make places of that size: once, not at every call."""
+    def prepare(self, operation: str, size_bytes: int, control: MPI.Intracomm) -> int:
+        """Make places of that size, and touch them all; the number of wrong elements. Collective."""
         length = size_bytes // self.vector.element_size()
         self.places = list(torch.split(self.vector, length)[: min(PLACES, len(self.vector) // length)])
+        partition = Partition.even(length, control.size)
+        self.call = self.operations[operation](partition)
+        wrong = wrong_elements(operation, self.places[0], self.call, partition, control)
+        self.calls = len(self.places)
+        self.turn(control)
         self.seconds, self.calls = [], 1
+        for _ in range(WARM_UP_CALLS):
+            self.turn(control)
+        self.calls = max(1, min(MOST_CALLS, int(TURN_SECONDS / min(self.seconds))))
+        self.seconds = []
+        return wrong
 
     def turn(self, control: MPI.Intracomm) -> None:
         """So many calls, of which the mean counts; of the slowest rank. Collective."""
-        places = [self.places[call % len(self.places)] for call in range(self.calls)]
+        places, call = [self.places[number % len(self.places)] for number in range(self.calls)], self.call
         control.Barrier()
         begin = time.perf_counter()
         for place in places:
-            self.all_reduce(place)
+            call(place)
         seconds = time.perf_counter() - begin
         self.seconds.append(slowest(control, seconds) / self.calls)
 
 
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    operation: str
+    size_bytes: int
+    seconds: list[float]
+    wrong: int
+
+
 def bandwidths(bare: Sequence[Bare], world: World, sticks: Sticks, largest_bytes: int, rounds: int) -> list[Bandwidth]:
-    """Of each collective, size after size. Collective."""
-    control, found = world.comm.control, list[tuple[str, int, list[float], int]]()
-    for size in sizes(largest_bytes):
-        wrong = {}
-        for one in bare:
-            one.cut(size)
-            wrong[one.name] = wrong_elements(one, control)
-            for _ in range(WARM_UP_CALLS):
-                one.turn(control)
-            one.calls = max(1, min(MOST_CALLS, int(TURN_SECONDS / min(one.seconds))))
-            one.seconds.clear()
-        take_turns(bare, rounds, lambda one: one.turn(control), sticks.round)
-        found += [(one.name, size, one.seconds, wrong[one.name]) for one in bare]
+    """Of each collective, operation after operation, size after size. Collective."""
+    control, found = world.comm.control, list[_Found]()
+    for operation in OPERATIONS:
+        able = [one for one in bare if operation in one.operations]
+        for size in sizes(largest_bytes):
+            wrong = [one.prepare(operation, size, control) for one in able]
+            take_turns(able, rounds, lambda one: one.turn(control), sticks.round)
+            found += [
+                _Found(one.name, operation, size, one.seconds, count) for one, count in zip(able, wrong, strict=True)
+            ]
     return _with_models(found, world, sticks)
 
 
-def _with_models(found: list[tuple[str, int, list[float], int]], world: World, sticks: Sticks) -> list[Bandwidth]:
-    fits = {}
-    for name in {name for name, *_ in found}:
-        own = [(size, float(np.median(seconds))) for other, size, seconds, _ in found if other == name]
-        fits[name] = AlphaBeta.fit([size for size, _ in own], [seconds for _, seconds in own])
-    machine = sticks.topology
-    return [
-        Bandwidth(name, size, world.size, seconds, wrong, all_reduce_bound(size, machine), fits[name].seconds(size))
-        for name, size, seconds, wrong in sorted(found, key=lambda one: one[1])
-    ]
+def _with_models(found: list[_Found], world: World, sticks: Sticks) -> list[Bandwidth]:
+    """Each with the bound, and with what a line through all sizes of the same collective says of this one."""
+    machine, told = sticks.topology, list[Bandwidth]()
+    for one in found:
+        own = [other for other in found if (other.name, other.operation) == (one.name, one.operation)]
+        fit = AlphaBeta.fit([other.size_bytes for other in own], [median(other.seconds) for other in own])
+        bound = bound_seconds(one.operation, one.size_bytes, machine)
+        predicted = fit.seconds(one.size_bytes)
+        told.append(
+            Bandwidth(
+                one.name, one.size_bytes, world.size, one.seconds, one.wrong, bound, predicted, operation=one.operation
+            )
+        )
+    return told
 
 
 def sizes(largest_bytes: int) -> list[int]:
@@ -94,14 +123,21 @@ def sizes(largest_bytes: int) -> list[int]:
     return found
 
 
-def wrong_elements(one: Bare, control: MPI.Intracomm) -> int:
+def wrong_elements(operation: str, place: Tensor, call: Call, partition: Partition, control: MPI.Intracomm) -> int:
     """Over all ranks, of one call on whole numbers that float32 sums exactly; zeros are left. Collective."""
-    place = one.places[0]
+    rank, ranks = control.rank, control.size
     pattern = torch.arange(PERIOD, dtype=place.dtype).repeat(-(-len(place) // PERIOD))[: len(place)]
-    place.copy_(pattern).add_(control.rank)
-    one.all_reduce(place)
-    pattern.mul_(control.size).add_(control.size * (control.size - 1) // 2)
-    count = np.array([int((place != pattern).sum())])
+    own = partition.slice_of(rank)
+    if operation == "all-gather":
+        place.fill_(-1.0)[own] = pattern[own] + rank
+        for owner in range(ranks):
+            pattern[partition.slice_of(owner)] += owner
+    else:
+        torch.add(pattern, rank, out=place)
+        pattern.mul_(ranks).add_(ranks * (ranks - 1) // 2)
+    call(place)
+    looked_at = own if operation == "reduce-scatter" else slice(None)
+    count = np.array([int((place[looked_at] != pattern[looked_at]).sum())])
     control.Allreduce(MPI.IN_PLACE, count)
     place.zero_()
     return int(count[0])
@@ -131,11 +167,19 @@ def bare_collectives(specs: Sequence[Spec], world: World, largest_bytes: int, gl
             kinds.setdefault(type(collective), collective)
     length = sizes(largest_bytes)[-1] // 4
     found = [
-        Bare(kind.__name__.lower(), collective.memory.own(length, torch.float32), collective.all_reduce)
+        Bare(kind.__name__.lower(), collective.memory.own(length, torch.float32).zero_(), _operations(collective))
         for kind, collective in kinds.items()
     ]
     if gloo:
         from torch import distributed
 
-        found.append(Bare("gloo", torch.zeros(length), distributed.all_reduce))
+        found.append(Bare("gloo", torch.zeros(length), {"all-reduce": lambda partition: distributed.all_reduce}))
     return found
+
+
+def _operations(collective: Collective) -> dict[str, Callable[[Partition], Call]]:
+    return {
+        "all-reduce": lambda partition: collective.all_reduce,
+        "reduce-scatter": lambda partition: partial(collective.reduce_scatter, partition=partition),
+        "all-gather": lambda partition: partial(collective.all_gather, partition=partition),
+    }

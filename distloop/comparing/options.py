@@ -22,7 +22,7 @@ class CompareConfig(Config):
     against: Literal["none", "ddp"] = "none"
     """ddp: torch's DistributedDataParallel over gloo takes part"""
     collectives: bool = False
-    """Also time the bare all-reduce of each, from 1 KiB to --largest"""
+    """Also time the bare collectives (all-reduce, reduce-scatter, all-gather), from 1 KiB to --largest"""
     largest: str = "256MiB"
     """The largest vector of --collectives, as far as memory goes"""
     rounds: int = 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from distloop.comm import World, at_root
@@ -24,6 +25,8 @@ class Outputs:
     def __init__(self, config: CompareConfig, world: World) -> None:
         """Makes the folders now, so that a place that cannot be written to is known before anything is measured."""
         self.config, self.world = config, world
+        if config.report is not None:
+            self._try(_require_matplotlib)
         self.report = None if config.report is None else Path(config.report).expanduser()
         self.timelines = (self.report or Path("timelines")) if config.timeline else None
         for folder in (self.report, self.timelines):
@@ -62,6 +65,12 @@ class Outputs:
                 ) from error
 
         at_root(self.world.comm.control, guarded)
+
+
+def _require_matplotlib() -> None:
+    """Before anything is measured."""
+    if find_spec("matplotlib") is None:
+        raise ConfigError("--report draws with matplotlib, which is not installed. Expected it: pip install matplotlib")
 
 
 def _show(comparison: Comparison) -> None:

@@ -160,7 +160,7 @@ class Field:
         specs = [entry.spec for entry in self.entries if entry.spec is not None]
         largest = fitting_bytes(world, config.largest_bytes, len(specs) + 1)
         bare = bare_collectives(specs, world, largest, gloo=config.against == "ddp")
-        self.say(f"all-reduce of 1 KiB to {largest / 2**20:.0f} MiB: {', '.join(one.name for one in bare)}")
+        self.say(f"bare collectives, 1 KiB to {largest / 2**20:.0f} MiB: {', '.join(one.name for one in bare)}")
         return bandwidths(bare, world, self.sticks, largest, config.rounds)
 
     def losses(self) -> list[float]:

@@ -114,8 +114,14 @@ class Model:
         return Scaling(per_node, seconds, alone)
 
 
-def all_reduce_bound(size_bytes: int, topology: Topology) -> float:
-    """On one node 2pN/B: each slice is read p times and written p times. Between nodes the link's 2(M-1)/M N/Bl."""
-    memory = 2 * topology.ranks_per_node * size_bytes / topology.memory_bytes_per_second
-    wire = 2 * (topology.nodes - 1) / topology.nodes * size_bytes / topology.link_bytes_per_second
-    return max(memory, wire)
+def bound_seconds(operation: str, size_bytes: int, topology: Topology) -> float:
+    """The least that memory of a node, or the link of one, leave. N bytes, p ranks of a node, M nodes.
+
+    Memory: an all-reduce reads each slice p times and writes it p times, 2pN; a reduce-scatter writes it once, (p+1)N;
+    in an all-gather p-1 ranks read it and write it. Link, one way: (M-1)/M N, and twice that for an all-reduce.
+    """
+    ranks, nodes = topology.ranks_per_node, topology.nodes
+    passes = {"all-reduce": 2 * ranks, "reduce-scatter": ranks + 1, "all-gather": 2 * (ranks - 1)}[operation]
+    crossings = (2 if operation == "all-reduce" else 1) * (nodes - 1) / nodes
+    memory = passes * size_bytes / topology.memory_bytes_per_second
+    return max(memory, crossings * size_bytes / topology.link_bytes_per_second)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 ALONE = "alone"
+OPERATIONS = ("all-reduce", "reduce-scatter", "all-gather")
 PHASES = ("compute", "wait", "transfer", "optimizer")
 NOISE = 0.03  # what is closer than that is the same
 MEMORY_NOISE_BYTES = 16e6  # in which sizes of processes differ for no reason
@@ -142,6 +143,7 @@ class Bandwidth:
     wrong_elements: int
     bound_seconds: float | None = None
     predicted_seconds: float | None = None
+    operation: str = OPERATIONS[0]
 
     @property
     def p50(self) -> float:
@@ -160,8 +162,8 @@ class Bandwidth:
 
     @property
     def busbw(self) -> float:
-        """What a bus would carry: algbw times 2(p-1)/p, so that different numbers of ranks compare."""
-        return self.algbw * 2 * (self.ranks - 1) / self.ranks
+        """What a bus would carry, so that numbers of ranks compare: algbw times (p-1)/p, 2(p-1)/p for an all-reduce."""
+        return self.algbw * (2 if self.operation == OPERATIONS[0] else 1) * (self.ranks - 1) / self.ranks
 
     @property
     def of_bound(self) -> float | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distloop.report.comparison import PHASES, Bandwidth, Comparison, Contender
+from distloop.report.comparison import OPERATIONS, PHASES, Bandwidth, Comparison, Contender
 from distloop.report.verdict import verdict
 from distloop.report.words import data_size
 
@@ -207,18 +207,22 @@ def _bar(one: Contender, longest: float, fancy: bool) -> Text:
 
 
 def bandwidth_tables(comparison: Comparison, fancy: bool) -> Iterator[Table | Text]:
-    """Bus bandwidth and time of each collective by size; the best of a row is bold."""
-    found = comparison.bandwidths
-    if not found:
-        return
+    """Bus bandwidth of each collective by size, and time of the all-reduce; the best of a row is bold."""
     ranks = comparison.setting.ranks
-    factor = ranks / (2 * (ranks - 1)) if ranks > 1 else 1.0
-    yield Text(f"\nAll-reduce of float32: busbw in GB/s (algbw is {factor:.3g} times it), median", "bold")
-    yield _by_size(found, lambda one: f"{one.busbw / 1e9:.3g}", fancy, bound=True)
-    yield Text("\nThe same: microseconds", "bold")
-    yield _by_size(found, lambda one: f"{one.p50 * 1e6:,.{1 if one.p50 < 1e-4 else 0}f}", fancy, bound=False)
-    wrong = sum(one.wrong_elements for one in found)
-    yield Text(f"{wrong:,} wrong elements in all\n", "bold red" if wrong else "dim")
+    for operation in OPERATIONS:
+        found = [one for one in comparison.bandwidths if one.operation == operation]
+        if not found:
+            continue
+        factor = found[0].algbw / found[0].busbw if ranks > 1 else 1.0
+        title = f"\n{operation.capitalize()} of float32: busbw in GB/s (algbw is {factor:.3g} times it), median"
+        yield Text(title, "bold")
+        yield _by_size(found, lambda one: f"{one.busbw / 1e9:.3g}", fancy, bound=True)
+        if operation == OPERATIONS[0]:
+            yield Text("\nThe same: microseconds", "bold")
+            yield _by_size(found, lambda one: f"{one.p50 * 1e6:,.{1 if one.p50 < 1e-4 else 0}f}", fancy, bound=False)
+    if comparison.bandwidths:
+        wrong = sum(one.wrong_elements for one in comparison.bandwidths)
+        yield Text(f"{wrong:,} wrong elements in all\n", "bold red" if wrong else "dim")
 
 
 def _by_size(found: Sequence[Bandwidth], show: Callable[[Bandwidth], str], fancy: bool, bound: bool) -> Table:

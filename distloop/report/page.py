@@ -144,8 +144,19 @@ def _notes(comparison: Comparison) -> Iterator[str]:
 def _bandwidths(found: Sequence[Bandwidth]) -> Iterator[str]:
     if not found:
         return
-    yield "<h2>All-reduce by size</h2>"
-    names = ("collective", "size", "p50 µs", "min µs", "algbw GB/s", "busbw GB/s", "of bound", "model µs", "wrong")
+    yield "<h2>Collectives by size</h2>"
+    names = (
+        "collective",
+        "operation",
+        "size",
+        "p50 µs",
+        "min µs",
+        "algbw GB/s",
+        "busbw GB/s",
+        "of bound",
+        "model µs",
+        "wrong",
+    )
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(_bandwidth(one) for one in found)
     yield _scrolling(f"<tr>{head}</tr>", rows)
@@ -153,6 +164,7 @@ def _bandwidths(found: Sequence[Bandwidth]) -> Iterator[str]:
 
 def _bandwidth(one: Bandwidth) -> str:
     cells = [
+        one.operation,
         binary_size(one.size_bytes),
         f"{one.p50 * 1e6:,.1f}",
         f"{one.least * 1e6:,.1f}",

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from distloop.report.comparison import PHASES, Comparison, Contender
+from distloop.report.comparison import OPERATIONS, PHASES, Bandwidth, Comparison, Contender
 from distloop.report.comparison_table import binary_size, milliseconds
 
 matplotlib.use("Agg")
@@ -51,7 +51,7 @@ Draw = Callable[[Comparison, float], Figure]
 def draws(comparison: Comparison) -> Mapping[str, Draw]:
     """Those that there is something to draw of, by name."""
     found: dict[str, Draw] = {"time": draw_time}
-    if comparison.bandwidths:
+    if _all_reduces(comparison):
         found["bandwidth"] = draw_bandwidth
     if comparison.scaling is not None:
         found["scaling"] = draw_scaling
@@ -142,16 +142,17 @@ def draw_bandwidth(comparison: Comparison, width: float) -> Figure:
     """Bus bandwidth over size, both in powers; the bound above."""
     figure = Figure(figsize=(width, 3.9 if width > 5 else 4.0), layout="constrained")
     axes = figure.add_subplot()
-    names = list(dict.fromkeys(one.name for one in comparison.bandwidths))
+    found = _all_reduces(comparison)
+    names = list(dict.fromkeys(one.name for one in found))
     for name, colour in zip(names, LINES * 3, strict=False):
-        points = [(one.size_bytes, one.busbw / 1e9) for one in comparison.bandwidths if one.name == name]
+        points = [(one.size_bytes, one.busbw / 1e9) for one in found if one.name == name]
         axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3.5, linewidth=1.8, label=name)
-    bounds = sorted({(one.size_bytes, one.busbw / one.of_bound / 1e9) for one in comparison.bandwidths if one.of_bound})
+    bounds = sorted({(one.size_bytes, one.busbw / one.of_bound / 1e9) for one in found if one.of_bound})
     if bounds:
         axes.plot(*zip(*bounds, strict=True), color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="bound")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    sizes = sorted({one.size_bytes for one in comparison.bandwidths})
+    sizes = sorted({one.size_bytes for one in found})
     shown = sizes[:: 1 if width > 5 and len(sizes) < 9 else 2 if width > 5 else 3]
     axes.set_xticks(shown, [binary_size(size) for size in shown])
     _plain_numbers(axes)
@@ -159,6 +160,10 @@ def draw_bandwidth(comparison: Comparison, width: float) -> Figure:
     axes.set_ylabel("busbw, GB/s")
     figure.legend(loc="outside upper left", ncols=6 if width > 5 else 3, fontsize=9)
     return figure
+
+
+def _all_reduces(comparison: Comparison) -> list[Bandwidth]:
+    return [one for one in comparison.bandwidths if one.operation == OPERATIONS[0]]
 
 
 def draw_scaling(comparison: Comparison, width: float) -> Figure:
