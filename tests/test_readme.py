@@ -21,6 +21,7 @@ import pytest
 from distloop.config import Config
 from distloop.data.formats import FASHION_MNIST
 from distloop.parsing import make_parser
+from distloop.plan import PlanConfig
 from distloop.prediction import PredictConfig
 from distloop.strategies import NAMES
 from tests.launching import mpirun
@@ -161,7 +162,8 @@ def test_open_mpi_settings():
 
 def test_options_exist():
     known = {"--help", "--print_config"}
-    for parser in (make_parser("train", "", Config), make_parser("predict", "", PredictConfig)):
+    for schema in (Config, PredictConfig, PlanConfig):
+        parser = make_parser("verb", "", schema)
         known |= {option for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"(?<![-\w])--[a-z][\w-]*", README.replace("<!--", ""))) - known == set()
 
