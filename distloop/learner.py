@@ -244,7 +244,7 @@ class Learner:
 
     def _gather(self, part: Part) -> None:
         with self.timeline.span("transfer", part.number):
-            part.gather(self.ownership)
+            part.gather()
 
     def _reduce(self, part: Part) -> None:
         """Now, unless it is under way: then it has arrived before the ranks agreed on the step."""

@@ -7,11 +7,15 @@ partition is what an ownership decides, and the collective moves the bytes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 from distloop.comm.collective import Array, Collective
 from distloop.partition import Partition
+
+
+def nothing() -> None:
+    """Everybody has everything."""
 
 
 class Ownership(ABC):
@@ -43,10 +47,9 @@ class Ownership(ABC):
             self.collective.reduce_scatter(gradients, partition)
 
     @final
-    def gather(self, parameters: Array, partition: Partition | None) -> None:
-        """Give every rank the fresh ``parameters`` (P,) that others own."""
-        if partition is not None:
-            self.collective.all_gather(parameters, partition)
+    def gathering(self, parameters: Array, partition: Partition | None) -> Callable[[], None]:
+        """What gives every rank the fresh ``parameters`` (P,) that others own, step after step. Collective."""
+        return nothing if partition is None else self.collective.gathering(parameters, partition)
 
 
 @final

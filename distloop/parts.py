@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from distloop.comm.memory import Array
 from distloop.comm.shared import Summed
 from distloop.flat import Flat
-from distloop.ownership import Ownership
+from distloop.ownership import Ownership, nothing
 from distloop.partition import Partition
 from distloop.placement import Carried, Placed, Placement
 
@@ -55,6 +55,13 @@ class Part(ABC):
         """``indices``: those of the parameters in it, numbered through over all flat vectors."""
         self.number, self.placed, self.partition, self.indices = number, placed, partition, indices
         self.blocks: list[Block] = []
+        self._spread: Callable[[], None] = nothing
+
+    @final
+    def by(self, ownership: Ownership) -> Self:
+        """With the way in which parameters travel, made once. Collective."""
+        self._spread = ownership.gathering(self.placed.wire_parameters, self.partition)
+        return self
 
     @property
     def pieces(self) -> list[Piece]:
@@ -66,13 +73,13 @@ class Part(ABC):
         """Sum over the ranks, as far as it takes all of them together. Collective."""
 
     @final
-    def gather(self, ownership: Ownership) -> None:
+    def gather(self) -> None:
         """Fresh parameters, where others own some. Collective."""
         if self.partition is None:
             self.placed.keep()
         else:
             self.placed.give()
-            ownership.gather(self.placed.wire_parameters, self.partition)
+            self._spread()
             self.placed.spread()
 
 
@@ -186,7 +193,7 @@ def _parts(flats: Sequence[Flat], ownership: Ownership, placement: Placement, cu
         for reach in whole if cutting.bucket_bytes is None else flat.buckets(cutting.bucket_bytes):
             inside = flat.indices_in(reach)
             indices = range(first + inside.start, first + inside.stop)
-            yield _part(number, carried, reach, indices, ownership, placement, cutting)
+            yield _part(number, carried, reach, indices, ownership, placement, cutting).by(ownership)
             number += 1
         first += len(flat.slots)
 

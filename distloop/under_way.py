@@ -53,7 +53,7 @@ class UnderWay:
 
     def arrive(self) -> None:
         """Wait for everything that was sent."""
-        for ticket in [*self.tickets, *self.gathers]:
-            ticket.wait()
-        self.tickets.clear()
-        self.gathers.clear()
+        for tickets in (self.tickets, self.gathers):
+            for ticket in tickets:
+                ticket.wait()
+            tickets.clear()

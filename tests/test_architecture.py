@@ -16,7 +16,7 @@ LAYERS = [
     "errors partition cost units",
     "imports",
     "comm",
-    "flat landing optimizers ownership placement replicas timeline courier parts under_way local_steps",
+    "flat landing optimizers ownership placement replicas timeline courier parts under_way direct local_steps",
     "strategies",
     "learner",
     "loop",

@@ -36,7 +36,7 @@ def refused(parse):
 
 
 def test_every_strategy_can_be_typed():
-    assert get_args(get_type_hints(Config)["strategy"]) == NAMES
+    assert get_args(get_type_hints(Config)["strategy"]) == ("auto", *NAMES)
 
 
 def test_names_may_have_dashes_or_underscores(parse, tmp_path):

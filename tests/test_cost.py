@@ -51,7 +51,7 @@ def test_a_step_sends_what_the_transport_counts(name, world_size, length):
         partition = ownership.partition(range(length + 1))
         vector = np.zeros(length, np.float32)
         ownership.reduce(vector, partition)
-        ownership.gather(vector, partition)
+        ownership.gathering(vector, partition)()
         return comm.sent.bytes, comm.sent.messages
 
     sends = MODELS[name].sends(Workload(length), Topology(1, world_size))

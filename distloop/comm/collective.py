@@ -7,6 +7,8 @@ so the halves are the interface. All work in place on one contiguous vector of h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import final
 
 import torch
@@ -60,6 +62,17 @@ class Collective(ABC):
     def broadcast(self, flat: Flat, root: int = 0) -> None:
         """Give every rank what ``root`` holds: an all-gather where the root holds everything."""
         self.all_gather(flat, Partition.at_root(len(flat), self.world_size, root))
+
+    @final
+    def gathering(self, vector: Array, partition: Partition) -> Callable[[], None]:
+        """``all_gather`` of the same memory, step after step: what can be looked up is looked up here. Collective.
+
+        Where all ranks have the vector in common, there is nothing to gather, only to wait for.
+        """
+        self.vector("all_gather", vector)
+        if self.reads and self.memory.is_common(vector):
+            return self.comm.control.Barrier
+        return partial(self.all_gather, vector, partition)
 
     @final
     def readable(self, vector: Array) -> list[Array] | None:

@@ -39,7 +39,9 @@ class Summed:
 def add_in_order(out: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
     """Sum ``parts`` (B,) into ``out`` (B,), in the type of ``out``, which may be one of them: the same bits, whoever
     does it."""
-    if any(part.data_ptr() == out.data_ptr() for part in parts[2:]):
+    if not len(out):
+        return
+    if len(parts) > 2 and any(part.data_ptr() == out.data_ptr() for part in parts[2:]):
         total = torch.empty_like(out)  # or a part would be overwritten before its turn
         add_in_order(total, parts)
         out.copy_(total)

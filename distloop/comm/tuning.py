@@ -53,8 +53,8 @@ class Mover(Protocol):
     def reduce(self, gradients: Array, partition: Partition | None) -> None:
         """Sums to their owners."""
 
-    def gather(self, parameters: Array, partition: Partition | None) -> None:
-        """Parameters from their owners."""
+    def gathering(self, parameters: Array, partition: Partition | None) -> Callable[[], None]:
+        """What brings parameters from their owners, again and again."""
 
 
 Candidates = Mapping[str, Callable[[CountedComm], Mover]]
@@ -242,9 +242,11 @@ def _step(mover: Mover, length: int) -> tuple[Callable[[], None], Callable[[], N
     reduce = partial(mover.reduce, sums, partition) if peers is None else _summing([peer[owned] for peer in peers])
     state, taken = torch.zeros(owned.stop - owned.start), gradients[owned]
 
+    gather = mover.gathering(wire, partition)
+
     def move() -> None:
         reduce()
-        mover.gather(wire, partition)
+        gather()
 
     def touch() -> None:
         state.add_(taken)

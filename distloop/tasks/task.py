@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor
@@ -51,7 +51,7 @@ class Loss:
 
     def __truediv__(self, divisor: float) -> Loss:
         """The same loss with that guess."""
-        return replace(self, divisor=float(divisor))
+        return Loss(self.total, self.weight, float(divisor))
 
 
 class Task(ABC, Generic[Data]):
