@@ -68,7 +68,7 @@ def test_what_it_says_and_leaves(everything):
     folder, done = everything
     lines = done.stdout.splitlines()
     assert lines[0].startswith("2 ranks on 1 node, 1 thread each")
-    assert any(line.startswith(("Use ", "Only ")) for line in lines)
+    assert any(line.startswith("Not for sure, see the warnings: Use ") for line in lines)
     assert "! 2 rounds: a median of fewer than 7 is unsure" in done.stdout
     left = {path.name for path in (folder / "report").iterdir()}
     assert left >= {"report.html", "comparison.json", "time.png", "bandwidth.png", "scaling.png"}

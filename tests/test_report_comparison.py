@@ -88,6 +88,11 @@ def test_what_auto_chooses(milliseconds, chosen, words):
     assert f"auto {words}" in verdict(found)
 
 
+def test_what_is_unsure_says_so():
+    few = replace(COMPARISON, setting=replace(COMPARISON.setting, rounds=3))
+    assert verdict(few).startswith("Not for sure, see the warnings: Use shared")
+
+
 def test_only_one():
     assert verdict(of(named("ring"))).startswith("Only ring was compared.")
 

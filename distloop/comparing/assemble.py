@@ -11,12 +11,20 @@ from distloop.comparing.run import HIDDEN, Entry, Field
 from distloop.comparing.specs import AUTO
 from distloop.comparing.sticks import Model, optimizer_cost
 from distloop.cost import MODELS, Workload
-from distloop.report.comparison import ALONE, PHASES, Comparison, Contender, Scaling, Setting, Yardstick
+from distloop.report.comparison import (
+    ALONE,
+    FEW_ROUNDS,
+    PHASES,
+    UNSTEADY,
+    Comparison,
+    Contender,
+    Scaling,
+    Setting,
+    Yardstick,
+)
 from distloop.run_folder import versions
 
 DDP_NOTE = "transfer is what backward takes longer than alone; gloo has no shared memory"
-FEW_ROUNDS = 7
-UNSTEADY = 0.15
 UNSTEADY_STICK = 0.1
 
 
@@ -124,8 +132,8 @@ def _warnings(setting: Setting, contenders: Sequence[Contender], sticks: Sequenc
     told = []
     if "oversubscribed" in setting.world:
         told.append(
-            f"oversubscribed: {setting.world}. Ranks wait for each other's cores, so times say little about ranks that "
-            "have one each: start fewer ranks, or --threads 1"
+            "oversubscribed: ranks wait for each other's cores, so times say little about ranks with one each. Start "
+            "fewer of them, or --threads 1"
         )
     if setting.rounds < FEW_ROUNDS:
         told.append(f"{setting.rounds} rounds: a median of fewer than {FEW_ROUNDS} is unsure; see --rounds")

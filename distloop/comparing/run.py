@@ -15,7 +15,7 @@ from distloop.build import Given, Ingredients, make_task, prepare
 from distloop.comm import World, together
 from distloop.comm.mpi import MPI
 from distloop.comparing.agreement import Reference
-from distloop.comparing.bandwidths import bandwidths, bare_collectives, fitting_bytes
+from distloop.comparing.bandwidths import bandwidths, bare_collectives, fitting_bytes, sizes
 from distloop.comparing.ddp import Ddp, stop_gloo
 from distloop.comparing.footprint import held_bytes
 from distloop.comparing.options import CompareConfig
@@ -26,6 +26,7 @@ from distloop.comparing.sticks import Sticks
 from distloop.data import Loader
 from distloop.errors import DistloopError
 from distloop.report.comparison import ALONE, Agreement, Bandwidth
+from distloop.report.comparison_table import binary_size
 from distloop.tasks import Shard
 from distloop.timeline import NoTimeline, RecordedTimeline, exposed, seconds_by_phase
 
@@ -160,7 +161,7 @@ class Field:
         specs = [entry.spec for entry in self.entries if entry.spec is not None]
         largest = fitting_bytes(world, config.largest_bytes, len(specs) + 1)
         bare = bare_collectives(specs, world, largest, gloo=config.against == "ddp")
-        self.say(f"bare collectives, 1 KiB to {largest / 2**20:.0f} MiB: {', '.join(one.name for one in bare)}")
+        self.say(f"bare collectives, 1 KiB to {binary_size(sizes(largest)[-1])}: {', '.join(one.name for one in bare)}")
         return bandwidths(bare, world, self.sticks, largest, config.rounds)
 
     def losses(self) -> list[float]:

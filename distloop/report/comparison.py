@@ -10,6 +10,7 @@ ALONE = "alone"
 OPERATIONS = ("all-reduce", "reduce-scatter", "all-gather")
 PHASES = ("compute", "wait", "transfer", "optimizer")
 NOISE = 0.03  # what is closer than that is the same
+FEW_ROUNDS, UNSTEADY = 7, 0.15  # rounds, and a spread between them, that leave a median unsure
 MEMORY_NOISE_BYTES = 16e6  # in which sizes of processes differ for no reason
 
 

@@ -19,7 +19,7 @@ COLOURS = {"compute": "#4c78a8", "wait": "#9d9da1", "transfer": "#f58518", "opti
 _RULED = Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")
 _RULED_PLAIN = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
 _CELLS = {"compute": "█#", "wait": "░.", "transfer": "▒=", "optimizer": "▓+"}
-_NAME_CELLS = 17
+_NAME_CELLS = 19
 _BAR_CELLS = 24
 
 

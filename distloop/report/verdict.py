@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distloop.report.comparison import NOISE, Comparison, Contender
+from distloop.report.comparison import FEW_ROUNDS, NOISE, UNSTEADY, Comparison, Contender
 from distloop.report.words import data_size, duration
 
 _REASONS = {
     "compute": "computes for {} less a step",
     "exchange": "waits and moves data for {} less a step",
-    "optimizer": "spends {} less a step in the optimizer, whose work the ranks share out",
+    "optimizer": "spends {} less a step in the optimizer",
 }
 
 
@@ -20,7 +20,8 @@ def verdict(comparison: Comparison) -> str:
     if best is None:
         return "No strategy can be recommended: none gave the weights that plain torch gives (see the table)."
     others = [one for one in comparison.ranked if one.trusted and one is not best and not one.stands_for]
-    return " ".join(_sentences(comparison, best, others))
+    shaky = comparison.setting.rounds < FEW_ROUNDS or best.spread > UNSTEADY
+    return ("Not for sure, see the warnings: " if shaky else "") + " ".join(_sentences(comparison, best, others))
 
 
 def _sentences(comparison: Comparison, best: Contender, others: list[Contender]) -> list[str]:
@@ -53,7 +54,7 @@ def _because(best: Contender, slower: list[Contender]) -> str:
     reasons = []
     if other is not None and best.split is not None:
         saved = {part: seconds - _parts(best.split)[part] for part, seconds in _parts(other.split or {}).items()}
-        large = max(saved, key=lambda phase: saved[phase])
+        large = max(saved, key=lambda part: saved[part] * (part != "compute" or 0.25))  # it is much the same for all
         if saved[large] > 0:
             reasons.append(_REASONS[large].format(duration(saved[large])) + f" than {other.name}")
     if best.sent_bytes is not None and not max(best.sent_bytes) and any(_sends(one) for one in slower):
