@@ -29,5 +29,5 @@ def test_types() -> None:
 def test_shell_scripts() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed: pip install -e '.[test]'")
-    scripts = [".ci/run", *(str(path) for path in (ROOT / "launch").glob("*.sh"))]
+    scripts = [".ci/run", "tests/hosts/ssh", *(str(path) for path in (ROOT / "launch").glob("*.sh"))]
     assert output_of("shellcheck", *scripts) == ""
