@@ -240,7 +240,7 @@ class Learner:
 
     def _transfer(self, part: Part) -> None:
         with self.timeline.span("transfer", part.number):
-            part.reduce(self.ownership)
+            part.reduce()
 
     def _gather(self, part: Part) -> None:
         with self.timeline.span("transfer", part.number):

@@ -39,12 +39,9 @@ class Ownership(ABC):
         return slice(0, length) if partition is None else partition.slice_of(self.rank)
 
     @final
-    def reduce(self, gradients: Array, partition: Partition | None) -> None:
-        """Sum ``gradients`` (P,) over the ranks, where they are owned; elsewhere they become scratch."""
-        if partition is None:
-            self.collective.all_reduce(gradients)
-        else:
-            self.collective.reduce_scatter(gradients, partition)
+    def reducing(self, gradients: Array, partition: Partition | None) -> Callable[[], None]:
+        """What sums ``gradients`` (P,) over the ranks where they are owned; elsewhere they become scratch."""
+        return self.collective.reducing(gradients, partition)
 
     @final
     def gathering(self, parameters: Array, partition: Partition | None) -> Callable[[], None]:

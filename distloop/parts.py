@@ -55,11 +55,13 @@ class Part(ABC):
         """``indices``: those of the parameters in it, numbered through over all flat vectors."""
         self.number, self.placed, self.partition, self.indices = number, placed, partition, indices
         self.blocks: list[Block] = []
+        self._sum: Callable[[], None] = nothing
         self._spread: Callable[[], None] = nothing
 
     @final
     def by(self, ownership: Ownership) -> Self:
-        """With the way in which parameters travel, made once. Collective."""
+        """With the ways in which gradients and parameters travel, made once. Collective."""
+        self._sum = ownership.reducing(self.placed.wire_gradients, self.partition)
         self._spread = ownership.gathering(self.placed.wire_parameters, self.partition)
         return self
 
@@ -69,7 +71,7 @@ class Part(ABC):
         return [piece for block in self.blocks for piece in block.pieces]
 
     @abstractmethod
-    def reduce(self, ownership: Ownership) -> None:
+    def reduce(self) -> None:
         """Sum over the ranks, as far as it takes all of them together. Collective."""
 
     @final
@@ -91,9 +93,9 @@ class Moved(Part):
         super().__init__(number, placed, partition, indices)
         self.blocks = [_MovedBlock(placed, indices)]
 
-    def reduce(self, ownership: Ownership) -> None:
+    def reduce(self) -> None:
         """By the collective."""
-        ownership.reduce(self.placed.wire_gradients, self.partition)
+        self._sum()
 
 
 @final
@@ -143,7 +145,7 @@ class Read(Part):
                 _ReadBlock(placed, owned, indices, summed, total, total if cast is sums else cast[there])
             )
 
-    def reduce(self, ownership: Ownership) -> None:
+    def reduce(self) -> None:
         """Nothing is moved."""
 
 

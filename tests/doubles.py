@@ -165,6 +165,10 @@ class ThreadComm:
     def Allreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> None:
         self._reduced(sendbuf, recvbuf, "Allreduce", op, lambda total: total)
 
+    def all_reducing(self, vector: np.ndarray) -> Callable[[], None]:
+        """As a CountedComm offers it."""
+        return functools.partial(self.Allreduce, MPI.IN_PLACE, vector)
+
     def Reduce_scatter(self, sendbuf: Any, recvbuf: Any, recvcounts: Any = None, op: MPI.Op = MPI.SUM) -> None:
         counts = self._gather("sizes", _array_of(recvbuf).size) if recvcounts is None else list(recvcounts)
         start = sum(counts[: self.rank])

@@ -50,7 +50,7 @@ def test_a_step_sends_what_the_transport_counts(name, world_size, length):
         ownership = OWNERSHIPS[name](comm)
         partition = ownership.partition(range(length + 1))
         vector = np.zeros(length, np.float32)
-        ownership.reduce(vector, partition)
+        ownership.reducing(vector, partition)()
         ownership.gathering(vector, partition)()
         return comm.sent.bytes, comm.sent.messages
 

@@ -178,4 +178,14 @@ def test_files_exist():
 
 def test_the_table_has_every_strategy():
     table = README.partition("## Strategies")[2].partition("\n## ")[0]
-    assert tuple(re.findall(r"^\| `([a-z][a-z-]+)` \|", table, re.MULTILINE)) == NAMES
+    assert tuple(re.findall(r"^\| `([a-z][a-z-]+)` \|", table, re.MULTILINE)) == ("auto", *NAMES)
+
+
+def test_comparing_and_planning(tmp_path):
+    (compared,) = [line for line in other_lines() if "distloop.compare" in line]
+    short = ["--rounds", "1", "--steps", "1", "--model-args.hidden", "64"]
+    done = mpirun(2, *shlex.split(compared)[4:], *short, cwd=tmp_path, timeout=120).check()
+    assert all(name in done.stdout for name in ("shared", "ddp", "alone"))
+    assert "<svg" in next((tmp_path / "report").glob("*.html")).read_text()
+    (planned,) = [line for line in other_lines() if "distloop.plan" in line]
+    assert "hierarchical" in mpirun(None, *shlex.split(planned)[1:]).check().stdout

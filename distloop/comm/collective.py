@@ -31,18 +31,27 @@ class Collective(ABC):
     """Where vectors should lie that are to be moved fast; others are taken too."""
     overlaps: bool
     """Whether a network is in the way, so that moving vectors while the rank computes hides time."""
+    handed_bytes: float
+    """Vectors up to here are summed by the library's own all-reduce, as quick and simpler."""
     reads: bool
     """Whether every rank can read in the memory of every other: then a sum can be taken where it is used."""
     layouts: Layouts
     """Which vectors hold gradients; a collective that wraps another shares its."""
 
     def __init__(
-        self, comm: MPI.Intracomm, memory: Memory | None = None, *, overlaps: bool = False, reads: bool = False
+        self,
+        comm: MPI.Intracomm,
+        memory: Memory | None = None,
+        *,
+        overlaps: bool = False,
+        reads: bool = False,
+        handed_bytes: float = 0,
     ) -> None:
         """``comm`` is used as it is if it counts its traffic, else duplicated into one that does (collective)."""
         self.comm = counted(comm)
         self.rank, self.world_size = comm.rank, comm.size
         self.memory, self.overlaps, self.reads = memory or PrivateMemory(), overlaps, reads
+        self.handed_bytes = handed_bytes
         self.layouts = Layouts()
         self._agreed: set[tuple[str, int, str]] = set()
 
@@ -62,6 +71,19 @@ class Collective(ABC):
     def broadcast(self, flat: Flat, root: int = 0) -> None:
         """Give every rank what ``root`` holds: an all-gather where the root holds everything."""
         self.all_gather(flat, Partition.at_root(len(flat), self.world_size, root))
+
+    @final
+    def reducing(self, vector: Array, partition: Partition | None) -> Callable[[], None]:
+        """``all_reduce``, or ``reduce_scatter`` where there is a partition, of the same memory, step after step.
+
+        What can be looked up is looked up here; a vector short enough is handed to the library. Collective.
+        """
+        self.vector("all_reduce" if partition is None else "reduce_scatter", vector)
+        if partition is not None:
+            return partial(self.reduce_scatter, vector, partition)
+        if 0 < vector.nbytes <= self.handed_bytes:
+            return self.comm.all_reducing(vector)
+        return partial(self.all_reduce, vector)
 
     @final
     def gathering(self, vector: Array, partition: Partition) -> Callable[[], None]:

@@ -92,8 +92,8 @@ class Hierarchical(Collective):
         else:
             local = comm.Split(comm.rank // node_size, comm.rank)
         within = local.size == comm.size
-        super().__init__(comm, NodeMemory(local), overlaps=not within, reads=within)
-        self.local, self.wire, self.small_bytes = counted(local), wire, small_bytes
+        super().__init__(comm, NodeMemory(local), overlaps=not within, reads=within, handed_bytes=small_bytes)
+        self.local, self.wire = counted(local), wire
         self.nodes = Nodes.of(self.comm.control, local)
         lane = counted(comm.Split(min(local.rank, self.nodes.lanes), comm.rank))
         lane.sent = self.comm.sent
@@ -104,7 +104,7 @@ class Hierarchical(Collective):
     def all_reduce(self, flat: Flat) -> None:
         """The two halves, without a pause between them, over a partition that gives each node the same."""
         vector = self.vector("all_reduce", flat)
-        if vector.nbytes <= self.small_bytes:
+        if vector.nbytes <= self.handed_bytes:
             if vector.size:
                 self.comm.Allreduce(MPI.IN_PLACE, vector)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import numpy as np
@@ -19,6 +20,10 @@ class Native(Collective):
     call. Scratch: a slice for the reduce-scatter, and whatever the library takes.
     Source: MPI standard 4.1, chapter 6; Thakur, Rabenseifner and Gropp, IJHPCA 2005.
     """
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        """Everything is handed over."""
+        super().__init__(comm, handed_bytes=math.inf)
 
     def all_reduce(self, flat: Flat) -> None:
         """MPI_Allreduce, in place."""

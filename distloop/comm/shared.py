@@ -13,7 +13,7 @@ from distloop.comm.mpi import MPI
 from distloop.errors import ConfigError
 from distloop.partition import Partition
 
-BLOCK_BYTES = 1 << 18  # what is summed at once: a block of each rank stays in cache until the sum is written
+BLOCK_BYTES = 1 << 19  # what is summed at once: what has been read of each rank is in cache when the sum is written
 SMALL_BYTES = 1 << 13  # up to here two barriers cost as much as the library's own all-reduce
 STAGE_BYTES = 1 << 22
 
@@ -29,7 +29,7 @@ class Summed:
     def into(self, out: torch.Tensor) -> None:
         """``out`` (B,) may be one of the parts, and of a wider type than they are."""
         elements = max(1, BLOCK_BYTES // out.element_size())
-        if len(out) <= elements:
+        if len(out) <= elements or len(self.parts) <= 2:  # of two, everything is read and written once anyway
             add_in_order(out, self.parts)
             return
         for start in range(0, len(out), elements):
@@ -76,13 +76,13 @@ class Shared(Collective):
                 "Expected one node, or --strategy hierarchical, which shares inside nodes and sends between them"
             )
             raise error.on_all_ranks()
-        super().__init__(comm, NodeMemory(local), reads=True)
+        super().__init__(comm, NodeMemory(local), reads=True, handed_bytes=SMALL_BYTES)
         self._stage: Array | None = None
 
     def all_reduce(self, flat: Flat) -> None:
         """Barrier; sum a slice in blocks, write each block to all; barrier."""
         vector = self.vector("all_reduce", flat)
-        if vector.nbytes <= SMALL_BYTES:
+        if vector.nbytes <= self.handed_bytes:
             if vector.size:
                 self.comm.Allreduce(MPI.IN_PLACE, vector)
             return
@@ -132,16 +132,17 @@ class Shared(Collective):
         self.comm.control.Barrier()
 
     def _sum_to_all(self, peers: list[Array]) -> None:
+        """In place of the first rank's block, then to the others' while it is in cache."""
         own = Partition.even(peers[0].size, self.world_size).slice_of(self.rank)
         tensors = [torch.from_numpy(peer[own]) for peer in peers]
         elements = BLOCK_BYTES // tensors[0].element_size()
-        total = torch.empty(elements, dtype=tensors[0].dtype)
         self.barrier()
         for start in range(0, len(tensors[0]), elements):
-            blocks = [tensor[start : start + elements] for tensor in tensors]
-            add_in_order(total[: len(blocks[0])], blocks)
-            for block in blocks:
-                block.copy_(total[: len(block)])
+            total, *others = [tensor[start : start + elements] for tensor in tensors]
+            for other in others:
+                total.add_(other)
+            for other in others:
+                other.copy_(total)
         self.barrier()
 
     def _copy_slices(self, vector: Array, peers: list[Array], slices: list[slice]) -> None:

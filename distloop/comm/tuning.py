@@ -50,7 +50,7 @@ class Mover(Protocol):
     def owned(self, partition: Partition | None, length: int) -> slice:
         """What this rank owns."""
 
-    def reduce(self, gradients: Array, partition: Partition | None) -> None:
+    def reducing(self, gradients: Array, partition: Partition | None) -> Callable[[], None]:
         """Sums to their owners."""
 
     def gathering(self, parameters: Array, partition: Partition | None) -> Callable[[], None]:
@@ -239,7 +239,7 @@ def _step(mover: Mover, length: int) -> tuple[Callable[[], None], Callable[[], N
     sums, wire = gradients.numpy(), parameters.numpy()
     owned = mover.owned(partition, length)
     peers = mover.collective.readable(sums) if mover.divides else None
-    reduce = partial(mover.reduce, sums, partition) if peers is None else _summing([peer[owned] for peer in peers])
+    reduce = mover.reducing(sums, partition) if peers is None else _summing([peer[owned] for peer in peers])
     state, taken = torch.zeros(owned.stop - owned.start), gradients[owned]
 
     gather = mover.gathering(wire, partition)

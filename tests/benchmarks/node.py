@@ -268,7 +268,7 @@ def _small(count: int) -> None:
         vector = shared.memory.own(nbytes // 4, torch.float32).numpy()
         times = rounds.time(
             {
-                "shared": lambda v=vector: shared.all_reduce(v),  # type: ignore[misc]
+                "shared": shared.reducing(vector, None),
                 "library": lambda v=vector: library.Allreduce(MPI.IN_PLACE, v),  # type: ignore[misc]
             },
             inner=300,
@@ -281,55 +281,71 @@ def _small(count: int) -> None:
 
 
 def _adam(count: int) -> None:
-    """No forward: gradients are there, as backward would leave them, and land."""
+    """No forward: gradients are there, as backward would leave them. They are copied to where they are summed, cold;
+    or are there already, as backward leaves those of large affine layers."""
     rounds = Rounds(count)
     module = nn.ParameterList([nn.Parameter(torch.zeros(1 << 22)) for _ in range(8)])
     values = [torch.randn(1 << 22) for _ in range(2)]
     learner = _learner(rounds, module)
 
     def step() -> None:
+        for block in learner.reduce_to_owner(learner.gathered(1.0, 1.0)):
+            learner.apply(block)
+        learner.broadcast()
+
+    def copied() -> None:
         for index, parameter in enumerate(learner.landing.parameters):
             parameter.grad = values[index % 2]
             for hook in parameter._post_accumulate_grad_hooks.values():
                 hook(parameter)
-        gradients = learner.gathered(1.0, 1.0)
-        for block in learner.reduce_to_owner(gradients):
-            learner.apply(block)
-        learner.broadcast()
+        step()
 
-    times = rounds.time({"step": step})
-    p, size = rounds.world.size, 4 * learner.flats[0].length
-    took, bandwidth = statistics.median(times["step"]), statistics.median(times["B"])
-    replicated, own = 9 * p * size / bandwidth, (p + 6) * size / bandwidth
-    rounds.say(
-        f"N {size / 1e6:.0f} MB: {took * 1e3:.1f} ms; {took / replicated:.2f} of 9pN/B (below 1 is faster than any "
-        f"replicated can be); its own bound (p+6)N/B is {own / took:.2f} of it; B {bandwidth / 1e9:.1f} GB/s "
-        f"(spread {_spread(times['B']):.2f})"
-    )
+    def written() -> None:
+        learner.landing._landed[:] = bytes([1] * 8)
+        step()
+
+    times = rounds.time({"copied": copied, "written in place": written})
+    p, size, bandwidth = rounds.world.size, 4 * learner.flats[0].length, statistics.median(times["B"])
+    for name in ("copied", "written in place"):
+        took = statistics.median(times[name])
+        rounds.say(
+            f"N {size / 1e6:.0f} MB, gradients {name}: {took * 1e3:.1f} ms; {took * bandwidth / (9 * p * size):.2f} of "
+            f"9pN/B, what any replicated step needs; its own bound (p+6)N/B is "
+            f"{(p + 6) * size / bandwidth / took:.2f} of it; B {bandwidth / 1e9:.1f} GB/s "
+            f"(spread {_spread(times['B']):.2f})"
+        )
 
 
 def _memory(count: int) -> None:
+    """What any process needs is there before: a small learner has taken its steps."""
     from distloop.comparing.footprint import held_bytes
 
     rounds = Rounds(count)
     rounds.yardstick.close()
     control, p = rounds.world.comm.control, rounds.world.size
+    small = _stepped(rounds, 16)
     before = held_bytes(control)
-    learner = _learner(rounds, nn.ParameterList([nn.Parameter(torch.zeros(1 << 22)) for _ in range(8)]))
-    size = 4 * learner.flats[0].length
+    learner = _stepped(rounds, 1 << 22)
+    after = held_bytes(control)
+    assert before is not None and after is not None
+    held, size = (after - before) * p, 4 * learner.flats[0].length
+    assert small.steps == learner.steps
+    rounds.say(
+        f"N {size / 1e6:.0f} MB: the node holds {held / size:.3f} N more than before; (p+3)N is {p + 3} N: "
+        f"{held / size / (p + 3):.3f} of it; DDP's 4pN is {4 * p} N"
+    )
+
+
+def _stepped(rounds: Rounds, elements: int) -> Any:
+    """After two steps of eight parameters of so many elements."""
+    learner = _learner(rounds, nn.ParameterList([nn.Parameter(torch.zeros(elements)) for _ in range(8)]))
     for _ in range(2):
         learner.flats[0].gradients.fill_(1.0)
         learner.landing._landed[:] = bytes([1] * 8)
         for block in learner.reduce_to_owner(learner.gathered(1.0, 1.0)):
             learner.apply(block)
         learner.broadcast()
-    after = held_bytes(control)
-    assert before is not None and after is not None
-    held = (after - before) * p
-    rounds.say(
-        f"N {size / 1e6:.0f} MB: the node holds {held / size:.3f} N more than before; (p+3)N is {p + 3} N: "
-        f"{held / size / (p + 3):.3f} of it; DDP's 4pN is {4 * p} N"
-    )
+    return learner
 
 
 def _learner(rounds: Rounds, module: nn.Module) -> Any:

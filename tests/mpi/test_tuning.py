@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,12 @@ class Played:
     def owned(self, partition, length):
         return slice(0, length)
 
-    def reduce(self, gradients, partition):
-        self.calls.append(gradients.nbytes)
-        slowest = self.alpha + gradients.nbytes / self.bandwidth
+    def reducing(self, gradients, partition):
+        return partial(self._reduce, gradients.nbytes)
+
+    def _reduce(self, nbytes):
+        self.calls.append(nbytes)
+        slowest = self.alpha + nbytes / self.bandwidth
         self.clock.now += slowest * (self.collective.rank + 1) / self.collective.world_size
 
     def gathering(self, parameters, partition):
