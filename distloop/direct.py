@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ class DirectLinear:
         return functional.linear(inputs, weight, bias)
 
     def _fits(self, inputs: Tensor, weight: Tensor) -> bool:
-        """Whether the product is of the type in which gradients lie, and nobody else wants to see it."""
+        """Whether the product is of the type in which gradients lie, of the weight whose gradient it is (a functional
+        call or a parametrization has another one), and nobody else wants to see it."""
         plain = inputs.dtype == weight.dtype == self.landing.dtype_of(self.index)
         watched = weight._backward_hooks or torch.is_autocast_enabled(weight.device.type)
-        return plain and not watched and type(inputs) is Tensor
+        own = weight is self.landing.parameters[self.index] and weight.requires_grad
+        return plain and own and not watched and type(inputs) is Tensor and not _transformed()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return partial(nn.Linear.forward, memo[id(self.module)])
@@ -60,7 +63,7 @@ class _Linear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         of_inputs, of_weight, of_bias, *_ = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])
-        landed = of_weight and ctx.landing.land_product(ctx.index, rows, inputs)
+        landed = of_weight and _asked_for(weight) and ctx.landing.land_product(ctx.index, rows, inputs)
         return (
             gradient @ weight if of_inputs else None,
             rows.t() @ inputs.reshape(-1, inputs.shape[-1]) if of_weight and not landed else None,
@@ -68,6 +71,20 @@ class _Linear(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _transformed() -> bool:
+    """Under torch.func, or forward-mode differentiation, which this Function does not know."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+def _asked_for(weight: Tensor) -> bool:
+    """Whether this backward accumulates the weight's gradient: not where it is about the inputs alone, and not where
+    ``torch.autograd.grad`` wants to have it itself."""
+    try:
+        return bool(torch._C._will_engine_execute_node(get_gradient_edge(weight).node))
+    except RuntimeError:  # of what autograd.grad captures
+        return False
 
 
 def engage(module: nn.Module, landing: Landing) -> Iterator[nn.Linear]:

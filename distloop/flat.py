@@ -160,6 +160,12 @@ def plan(module: nn.Module) -> Plan:
         raise ModelError(
             f"the parameters are on {sorted(map(str, devices))}. Expected one device per rank: model.to(...)"
         )
+    for name, part in module.named_modules():
+        if getattr(part, "max_norm", None) is not None and isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            raise ModelError(
+                f"{name or 'the module'} has max_norm={part.max_norm}, by which forward itself changes the weights, on "
+                "each rank others. Expected weights that only the optimizer changes: leave max_norm out, and clip"
+            )
     by_dtype: dict[torch.dtype, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in trainable:
         if parameter.dtype not in _GRADIENT_DTYPE:

@@ -96,6 +96,13 @@ class Landing:
         self._landed[index] = 1
         return True
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Those that are not frozen at the moment."""
+        if all(parameter.requires_grad for parameter in self.parameters):
+            return self.parameters
+        return [parameter for parameter in self.parameters if parameter.requires_grad]
+
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Backward is about this learner's loss."""

@@ -110,8 +110,9 @@ class Learner:
         with together(all_ranks):
             anywhere = cuts_allowed(make_optimizer)
             planned = plan(module)
-        reads_parts = collective.reads and ownership.divides
-        room = Room(collective.memory, ownership.divides, gradient_dtype if reads_parts else None)
+        # Sums of bfloat16 are taken where they are read, in host memory; elsewhere they are moved, and stay float32.
+        read = collective.reads and ownership.divides and (planned.device.type == "cpu" or placement.on_host)
+        room = Room(collective.memory, ownership.divides, gradient_dtype if read else None)
         self.flats = planned.flatten(room)
         early = collective.overlaps and hot_elements > 0
         total_bytes = sum(flat.gradients.nbytes for flat in self.flats)
@@ -141,7 +142,7 @@ class Learner:
         self._under_way.begin(armed=self.courier.early and not more)
         if loss.total.requires_grad:
             with self.landing.opened():
-                torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.parameters)
+                torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.trained)
             self.landing.sweep()
         for part in self._under_way.rest():
             self._send(part)

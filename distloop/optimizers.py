@@ -91,7 +91,8 @@ class Shown:
 
     def only(self, block: Block, used: bytes) -> None:
         """This block's, with gradients; those that nobody has used have none."""
-        if used != self._used:
+        cleared = block.pieces and used[block.pieces[0].index] and block.pieces[0].parameter.grad is None
+        if used != self._used or cleared:  # by a zero_grad of the optimizer's own
             for piece in self._pieces:
                 piece.parameter.grad = piece.gradient if used[piece.index] else None
             self._used = used

@@ -129,6 +129,9 @@ class Placed(ABC):
 class Placement(ABC):
     """Makes a ``Placed`` for each part of a flat vector."""
 
+    on_host: bool
+    """Whether the optimizer takes gradients in host memory, wherever the model lives."""
+
     @abstractmethod
     def place(self, carried: Carried, reach: slice, owned: slice) -> Placed:
         """Put optimizer and parameters where they belong."""
@@ -137,6 +140,8 @@ class Placement(ABC):
 @final
 class Resident(Placement):
     """The optimizer works where the model lives. "Not offloaded" is this object, never a flag."""
+
+    on_host = False
 
     def place(self, carried: Carried, reach: slice, owned: slice) -> Placed:
         """No copy of the parameters is made."""
@@ -150,6 +155,8 @@ class Offloaded(Placement):
     Cost per step: N bytes device to host (gradients), N bytes host to device (parameters).
     Source: Ren et al., ZeRO-Offload, arXiv 2101.06840.
     """
+
+    on_host = True
 
     def place(self, carried: Carried, reach: slice, owned: slice) -> Placed:
         """Makes the master copy."""

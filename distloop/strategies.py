@@ -33,6 +33,7 @@ from distloop.local_steps import OUTERS, EveryStep, LocalSteps, Rhythm
 from distloop.ownership import Ownership, Replicated, RootOwned, Sharded
 from distloop.parts import bucket_bytes
 from distloop.placement import Offloaded, Placement, Resident
+from distloop.replicas import check_same_model
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def settle(
     optimizer's work. Between nodes it depends on network, library and size: the quickest of what was tried is taken.
     ``alone``: ranks step alone for a while, which only a rank that owns everything can.
     """
+    check_same_model(world.comm.control, module)
     compressed = compression.name != "none"
     wire: dict[str, Any] = {"wire": Bf16()} if gradient_dtype == "bf16" else {}
     candidates = {

@@ -52,7 +52,7 @@ def _says_once(outcome, cores):
     crowded = " (oversubscribed)" if cores < 4 else ""
     first, *lines = outcome.stdout.splitlines()
     assert first.startswith(f"4 ranks on 1 node, {threads} thread{'s' * (threads > 1)} each, {cores} cores{crowded} · ")
-    assert first.endswith(" · ring · cpu")
+    assert first.endswith(" · auto → shared · cpu")
     assert outcome.stderr == ""
     assert "\x1b" not in outcome.stdout
     assert len([line for line in lines if line.startswith("epoch ")]) == 10
@@ -72,9 +72,14 @@ def _says_once(outcome, cores):
 def _leaves_a_record(outcome):
     summary = outcome.summary
     assert set(summary) >= KEYS
-    assert (summary["strategy"], summary["world_size"], summary["steps"], summary["samples"]) == ("ring", 4, 450, 14380)
-    expected = [450 * ring_bytes(rank, 4, summary["parameters"]) for rank in range(4)]
-    assert summary["sent_bytes_per_rank"] == expected
+    assert (summary["strategy"], summary["world_size"], summary["steps"], summary["samples"]) == (
+        "shared",
+        4,
+        450,
+        14380,
+    )
+    assert summary["auto"]["chosen"] == "shared"
+    assert summary["sent_bytes_per_rank"] == [0] * 4
     assert summary["weights_sha256"] == sha256_of(outcome.folder)
     assert set(summary["versions"]) >= {"python", "torch", "numpy", "mpi4py", "distloop"}
     assert 0 < summary["seconds"] < 60
@@ -111,7 +116,7 @@ def test_help_and_configuration_are_printed_once(launch, tmp_path, option):
 
 
 def test_every_mpi_trains_alike(launch, tmp_path, mpi_name):
-    options = ["--steps", "5", "--model", "linear", "--run-dir", "run"]
+    options = ["--steps", "5", "--model", "linear", "--strategy", "ring", "--run-dir", "run"]
     done = launch(2, "-m", "distloop.train", *options, mpi=mpi_name, cwd=tmp_path).check()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["sent_bytes_per_rank"] == [5 * ring_bytes(rank, 2, 650) for rank in range(2)]

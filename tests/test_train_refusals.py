@@ -16,7 +16,7 @@ REFUSED = {
     "no-option": (["digits"], "digits: expected an option"),
     "no-number": (["--epochs", "many"], "--epochs many: expected a whole number"),
     "too-small": (["--batch-size", "0"], "--batch-size 0: expected at least 1"),
-    "no-strategy": (["--strategy", "rings"], "--strategy rings: expected one of star, ring"),
+    "no-strategy": (["--strategy", "rings"], "--strategy rings: expected one of auto, shared"),
     "unknown-key": (["--config", "wrong.yaml"], "epoks in the configuration file"),
     "no-config": (["--config", "missing.yaml"], "File does not exist"),
     "no-such-file": (["--data", "missing.csv"], "there is no file"),
