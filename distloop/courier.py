@@ -11,6 +11,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from typing import final
 
 Job = Callable[[], None]
@@ -56,10 +57,6 @@ class Courier(ABC):
     def give(self, job: Job) -> Ticket:
         """Have it done."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """No job will come any more."""
-
 
 @final
 class Myself(Courier):
@@ -75,19 +72,25 @@ class Myself(Courier):
         job()
         return self._done
 
-    def close(self) -> None:
-        """Nothing to do."""
-
 
 @final
 class SecondThread(Courier):
-    """A thread of its own, which ends with the process or at ``close``."""
+    """One thread for all learners of the process, which ends with it: so jobs never meet in MPI, and keep their order.
+
+    It is not waited for at the end, since a rank that fails must not wait for what never comes.
+    """
 
     early = True
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Ticket, Job] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Ticket, Job]] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="communication", daemon=True).start()
+
+    @classmethod
+    @cache
+    def of_process(cls) -> SecondThread:
+        """The one."""
+        return cls()
 
     def give(self, job: Job) -> Ticket:
         """Returns at once."""
@@ -95,13 +98,9 @@ class SecondThread(Courier):
         self._jobs.put((ticket, job))
         return ticket
 
-    def close(self) -> None:
-        """After the last job; not waited for, since a rank that fails must not wait for what never comes."""
-        self._jobs.put(None)
-
     def _work(self) -> None:
-        while (given := self._jobs.get()) is not None:
-            ticket, job = given
+        while True:
+            ticket, job = self._jobs.get()
             ticket.run(job)
 
 

@@ -3,6 +3,7 @@ freed; small ones all at once after backward, because a hook in Python costs mor
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from distloop.comm.mpi import MPI
 from distloop.flat import Flat
 
 HOT_ELEMENTS = 1 << 16  # from here on: 256 KiB of float32, half of a usual second-level cache
+
+_LANDINGS: weakref.WeakSet[Landing] = weakref.WeakSet()
 
 
 class Landing:
@@ -38,6 +41,7 @@ class Landing:
         self._cold = sorted(set(range(len(places))) - set(hot))
         self._cold_views = [self._views[index] for index in self._cold]
         self._cold_parameters = [self.parameters[index] for index in self._cold]
+        _LANDINGS.add(self)
         self._handles: list[Any] = [
             self.parameters[index].register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
             for index in hot
@@ -96,11 +100,13 @@ class Landing:
         self._landed[index] = 1
         return True
 
-    @property
-    def trained(self) -> list[nn.Parameter]:
-        """Those that are not frozen at the moment."""
-        if all(parameter.requires_grad for parameter in self.parameters):
-            return self.parameters
+    def inputs(self) -> list[nn.Parameter] | None:
+        """What backward shall be about: these parameters, where another learner has some that it would reach as well.
+
+        With nobody else, everything: told what it is about, backward would leave re-entrant checkpoints out.
+        """
+        if len(_LANDINGS) == 1:
+            return None
         return [parameter for parameter in self.parameters if parameter.requires_grad]
 
     @contextmanager
@@ -142,5 +148,6 @@ class Landing:
 
     def remove(self) -> None:
         """Take the hooks away."""
+        _LANDINGS.discard(self)
         for handle in self._handles:
             handle.remove()

@@ -22,7 +22,7 @@ from distloop.landing import HOT_ELEMENTS, Landing
 from distloop.local_steps import EveryStep, Known, Rhythm
 from distloop.optimizers import MakeOptimizer, Shown, cuts_allowed, made
 from distloop.ownership import Ownership
-from distloop.parts import Block, Cutting, Part, Piece, bucket_bytes, parts_of
+from distloop.parts import Block, Cutting, Joined, Part, Piece, bucket_bytes, parts_of
 from distloop.placement import Placement
 from distloop.replicas import Buffers, check_same_model, same_start
 from distloop.timeline import NoTimeline, Timeline
@@ -116,7 +116,9 @@ class Learner:
         self.flats = planned.flatten(room)
         early = collective.overlaps and hot_elements > 0
         total_bytes = sum(flat.gradients.nbytes for flat in self.flats)
-        cutting = Cutting(anywhere, keeps=clip is not None, bucket_bytes=bucket_bytes(total_bytes) if early else None)
+        # One that is not known to be elementwise may count its steps in a group: then all is one step.
+        self._at_once = clip is not None or not anywhere
+        cutting = Cutting(anywhere, keeps=self._at_once, bucket_bytes=bucket_bytes(total_bytes) if early else None)
         self.parts = parts_of(self.flats, ownership, placement, cutting)
         self.landing = Landing(self.flats, *((0, self._landed) if early else (hot_elements, None)))
         self._direct = list(engage(module, self.landing))
@@ -124,11 +126,13 @@ class Learner:
         with together(all_ranks):
             self.optimizer = made(make_optimizer, pieces)
         self.schedule = make_schedule(self.optimizer)
-        self._shown = Shown(self.optimizer, [block for part in self.parts for block in part.blocks])
+        blocks = [block for part in self.parts for block in part.blocks]
+        self._whole = None if anywhere else Joined(blocks)
+        self._shown = Shown(self.optimizer, blocks if self._whole is None else [self._whole])
         self.buffers = Buffers(module, collective)
         self.meetings = rhythm.meetings(everybody, module, self.parts)
         self.steps, self.norm = 0, math.nan
-        self.courier: Courier = SecondThread() if early else Myself()
+        self.courier: Courier = SecondThread.of_process() if early else Myself()
         self._under_way = UnderWay(self.parts)
         self._pending = Gradients()
         self._facts = np.zeros(4)
@@ -142,7 +146,7 @@ class Learner:
         self._under_way.begin(armed=self.courier.early and not more)
         if loss.total.requires_grad:
             with self.landing.opened():
-                torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.trained)
+                torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.inputs())
             self.landing.sweep()
         for part in self._under_way.rest():
             self._send(part)
@@ -172,22 +176,28 @@ class Learner:
             for part in self.parts:
                 self._prepare(part)
         scale = self._agree_on_step(gradients)
-        if self.clip is not None:
+        if self._at_once:
             self._reduce_all()
-            scale *= self._clipping(scale)
+        if self.clip is not None:
+            scale *= self._clipping(scale, self.clip)
+        if self._whole is not None:
+            yield self._scaled(self._whole, scale)
         for part in self.parts:
-            if self.clip is None:
+            if not self._at_once:
                 self._reduce(part)
-            for block in part.blocks:
-                if self.clip is None:
+            for block in part.blocks if self._whole is None else ():
+                if not self._at_once:
                     with self.timeline.span("optimizer", part.number):
                         block.ready()
-                if scale != 1.0:
-                    block.gradients.mul_(scale)
-                yield block
+                yield self._scaled(block, scale)
             if self.courier.early:
                 self._under_way.gathers.append(self.courier.give(partial(self._gather, part)))
         self._shown.everything()
+
+    def _scaled(self, block: Block, factor: float) -> Block:
+        if factor != 1.0:
+            block.scale(factor)
+        return block
 
     def apply(self, block: Block) -> None:
         """The optimizer's step on what this rank owns of ``block``."""
@@ -218,8 +228,7 @@ class Learner:
         return self.meetings.meet(self.timeline)
 
     def release(self) -> None:
-        """Give the module back: parameters in memory of their own, no hooks, no thread."""
-        self.courier.close()
+        """Give the module back: parameters in memory of their own, no hooks."""
         self.landing.remove()
         for layer in self._direct:
             disengage(layer)
@@ -302,7 +311,7 @@ class Learner:
         )
         return error.on_all_ranks()
 
-    def _clipping(self, scale: float) -> float:
+    def _clipping(self, scale: float, clip: float) -> float:
         """The factor by which the gradient is too long for ``clip``: its norm is over all parameters and, where each
         rank owns a part, over all ranks."""
         blocks = [block for part in self.parts for block in part.blocks]
@@ -312,7 +321,7 @@ class Learner:
         self.norm = math.sqrt(float(squares[0])) * scale
         if not math.isfinite(self.norm):
             raise self._not_finite("the gradient's norm", "")
-        return min(1.0, self.clip / (self.norm + 1e-6)) if self.clip is not None else 1.0
+        return min(1.0, clip / (self.norm + 1e-6))
 
 
 def _square(vector: Tensor) -> float:

@@ -11,15 +11,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast, final
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distloop.comm import Native
+from distloop.comm import CountedComm, Native
 from distloop.comm.agree import exchange
 from distloop.comm.collective import Collective
+from distloop.comm.counted import kept
 from distloop.comm.memory import Array
 from distloop.comm.mpi import MPI
 from distloop.errors import ConfigError, NotFiniteError
@@ -129,8 +130,9 @@ class LocalSteps(Rhythm):
                 "none can take a step alone. Expected a replicated strategy with --sync-every: ring, native or star"
             )
             raise error.on_all_ranks()
-        control = ownership.collective.comm.control
-        return Replicated(Native(cast(MPI.Intracomm, control.Split(control.rank))))
+        comm = ownership.collective.comm
+        alone = kept(comm, "alone", lambda: CountedComm(comm.control.Split(comm.control.rank)))
+        return Replicated(Native(alone))
 
     def meetings(self, ownership: Ownership, module: nn.Module, parts: Sequence[Part]) -> Meetings:
         """Begins at what the parameters are now, which must be the same on all ranks."""

@@ -47,6 +47,10 @@ class Block(ABC):
     def ready(self) -> None:
         """Put the reduced gradients into ``gradients``; the part has been reduced before."""
 
+    @abstractmethod
+    def scale(self, factor: float) -> None:
+        """Multiply them."""
+
 
 class Part(ABC):
     """One bucket: ``number`` counts them in the order in which backward comes to them."""
@@ -108,6 +112,9 @@ class _MovedBlock(Block):
     def ready(self) -> None:
         self._placed.take()
 
+    def scale(self, factor: float) -> None:
+        self.gradients.mul_(factor)
+
 
 @final
 class Read(Part):
@@ -161,6 +168,28 @@ class _ReadBlock(Block):
         self._summed.into(self._total)
         if self.gradients is not self._total:
             self.gradients.copy_(self._total)
+
+    def scale(self, factor: float) -> None:
+        self.gradients.mul_(factor)
+
+
+@final
+class Joined(Block):
+    """All blocks as one, for an optimizer that must take its whole step at once."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._blocks = blocks
+        self.pieces = [piece for block in blocks for piece in block.pieces]
+
+    def ready(self) -> None:
+        """Of each."""
+        for block in self._blocks:
+            block.ready()
+
+    def scale(self, factor: float) -> None:
+        """Of each."""
+        for block in self._blocks:
+            block.scale(factor)
 
 
 @dataclass(frozen=True)
@@ -252,4 +281,4 @@ def _pieces(placed: Placed, owned: slice, gradients: Tensor, indices: range) -> 
         yield Piece(slot.name, parameter, gradients[start - owned.start : stop - owned.start].view(shape), index)
 
 
-__all__ = ["Block", "Cutting", "Part", "Piece", "bucket_bytes", "parts_of"]
+__all__ = ["Block", "Cutting", "Joined", "Part", "Piece", "bucket_bytes", "parts_of"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -112,6 +112,25 @@ class CountedComm(MPI.Intracomm):
         """Count the slice that this rank contributes."""
         self.sent.count(sendbuf.nbytes)
         super().Allgatherv(sendbuf, recvbuf)
+
+
+def kept(comm: Any, key: Hashable, make: Callable[[], Any]) -> Any:
+    """A communicator that is made of the counted ``comm`` once, for all that need the same one. Collective.
+
+    A library has some 2,000 of them (MPICH), and none is freed before its last user, whom nobody knows.
+    """
+    made: dict[Hashable, Any] = comm.__dict__.setdefault("parts", {})
+    if key not in made:
+        made[key] = make()
+    return made[key]
+
+
+def free(comm: CountedComm) -> None:
+    """``comm`` and all that was made of it. Collective."""
+    for part in [*comm.__dict__.pop("parts", {}).values(), comm]:
+        if isinstance(part, CountedComm):
+            part.control.Free()
+        part.Free()
 
 
 def counted(comm: MPI.Comm) -> CountedComm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from distloop.comm.agree import exchange
 from distloop.comm.collective import Array, Collective, Flat
-from distloop.comm.counted import counted
+from distloop.comm.counted import counted, kept
 from distloop.comm.lane import SEGMENT_BYTES, Lane, Passage
 from distloop.comm.memory import NodeMemory
 from distloop.comm.mpi import MPI
@@ -58,6 +59,13 @@ class Nodes:
         return Partition.of_counts(counts)
 
 
+def _node_of(comm: MPI.Intracomm, node_size: int | None) -> MPI.Intracomm:
+    """The ranks that share memory, or so many successive ones."""
+    if node_size is None:
+        return counted(comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank))
+    return counted(comm.Split(comm.rank // node_size, comm.rank))
+
+
 @final
 class Hierarchical(Collective):
     """Rank l of each node sums, in the memory that the node shares, and sends, along lane l, its share of the vector.
@@ -87,15 +95,14 @@ class Hierarchical(Collective):
 
         ``small_bytes``: up to here the MPI library's own all-reduce is used, whose latency is less.
         """
-        if node_size is None:
-            local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
-        else:
-            local = comm.Split(comm.rank // node_size, comm.rank)
+        comm = counted(comm)
+        local = kept(comm, ("node", node_size), partial(_node_of, comm, node_size))
         within = local.size == comm.size
         super().__init__(comm, NodeMemory(local), overlaps=not within, reads=within, handed_bytes=small_bytes)
-        self.local, self.wire = counted(local), wire
+        self.local, self.wire = local, wire
         self.nodes = Nodes.of(self.comm.control, local)
-        lane = counted(comm.Split(min(local.rank, self.nodes.lanes), comm.rank))
+        color = min(local.rank, self.nodes.lanes)
+        lane = kept(comm, ("lane", node_size), lambda: counted(comm.Split(color, comm.rank)))
         lane.sent = self.comm.sent
         self.lane = Lane(lane, segment_bytes) if local.rank < self.nodes.lanes else None
         self.node = next(node for node, members in enumerate(self.nodes.ranks) if self.rank in members)

@@ -8,6 +8,7 @@ from typing import final
 import torch
 
 from distloop.comm.collective import Array, Collective, Flat
+from distloop.comm.counted import counted, kept
 from distloop.comm.memory import NodeMemory, address_of
 from distloop.comm.mpi import MPI
 from distloop.errors import ConfigError
@@ -69,7 +70,8 @@ class Shared(Collective):
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         """Raises ConfigError on all ranks where they are not on one node."""
-        local = comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank)
+        comm = counted(comm)
+        local = kept(comm, "memory", lambda: comm.Split_type(MPI.COMM_TYPE_SHARED, comm.rank))
         if local.size != comm.size:
             error = ConfigError(
                 f"ranks on several nodes cannot share memory: this node has {local.size} of {comm.size} ranks. "

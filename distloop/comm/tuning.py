@@ -16,7 +16,7 @@ import torch
 
 from distloop.comm.agree import at_root
 from distloop.comm.collective import Collective
-from distloop.comm.counted import CountedComm
+from distloop.comm.counted import CountedComm, free
 from distloop.comm.memory import Array
 from distloop.comm.mpi import MPI
 from distloop.comm.shared import Summed
@@ -171,8 +171,7 @@ class _Trial:
                 self._one(name, size, counting)
             (spent,) = self._slowest([self._clock() - start])
         self._movers.clear()
-        counting.control.Free()
-        counting.Free()
+        free(counting)
         return spent
 
     def _missing(self, size: int) -> list[str]:
