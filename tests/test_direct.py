@@ -152,6 +152,51 @@ def test_while_another_learner_has_its_turn_nothing_lands():
     assert inputs.grad.any()
 
 
+@pytest.mark.parametrize("ask", ["grad", "backward"])
+def test_a_backward_about_the_inputs_alone_leaves_weights_alone(ask):
+    module = stacked()
+    landing, places = landed(module)
+    inputs = rows().requires_grad_()
+    loss = module(inputs).sum()
+    torch.autograd.grad(loss, inputs) if ask == "grad" else loss.backward(inputs=[inputs])
+    assert landing.missing and not any(place.any() for place in places)
+
+
+def test_whoever_asks_for_a_weights_gradient_gets_it():
+    module, plain = stacked(), stacked()
+    _, places = landed(module)
+    found = torch.autograd.grad(module(rows()).square().sum(), list(module.parameters()))
+    for gradient, wanted in zip(
+        found, torch.autograd.grad(plain(rows()).square().sum(), plain.parameters()), strict=True
+    ):
+        torch.testing.assert_close(gradient, wanted)
+    assert not any(place.any() for place in places)
+
+
+def test_a_functional_call_differentiates_what_it_was_given():
+    module = stacked()
+    landing, _ = landed(module)
+    other = torch.randn(WIDE, WIDE, requires_grad=True)
+    torch.func.functional_call(module, {"2.weight": other}, rows()).sum().backward()
+    assert other.grad is not None
+    assert landing.missing
+
+
+def test_functional_transforms_work():
+    module, plain = stacked(), stacked()
+    landed(module)
+    values = {name: value.detach() for name, value in plain.named_parameters()}
+
+    def loss_of(given, it):
+        return torch.func.functional_call(it, given, rows()).square().sum()
+
+    found, wanted = (torch.func.grad(loss_of)(values, it) for it in (module, plain))
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value)
+    _, tangent = torch.func.jvp(lambda given: loss_of(given, module), (values,), (values,))
+    assert tangent.isfinite()
+
+
 @pytest.mark.parametrize("way", ["deepcopy", "pickle"])
 def test_copies_have_the_ordinary_forward(way):
     module = stacked()

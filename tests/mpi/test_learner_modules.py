@@ -248,6 +248,51 @@ def test_the_gradients_of_one_learner_do_not_land_in_the_other(name, counted, ra
         assert_same_weights(module, plain)
 
 
+@each_ownership
+def test_a_reentrant_checkpoint_behind_frozen_layers(name, counted, rank, world_size):
+    """Told what it is about, autograd would never enter it."""
+    torch.manual_seed(11)
+    frozen, body = nn.Linear(5, 5).requires_grad_(False), nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    module = nn.ModuleList([frozen, body])
+    plain = copy.deepcopy(body)
+    learner = learner_of(name, counted, module, DECAY)
+
+    def loss_of(it, minibatch):
+        hidden = frozen(minibatch.inputs).requires_grad_()
+        outputs = torch.utils.checkpoint.checkpoint(it[1], hidden, use_reentrant=True)
+        return summed(nn.CrossEntropyLoss())(outputs, minibatch.targets)
+
+    inputs, targets = data(4 * world_size)
+    mine = slice(4 * rank, 4 * rank + 4)
+    step(learner, Minibatch(inputs[mine], targets[mine], 4 * world_size), loss_of)
+    optimizer = DECAY(list(plain.named_parameters()))
+    functional.cross_entropy(plain(frozen(inputs)), targets).backward()
+    optimizer.step()
+    assert_same_weights(body, plain)
+
+
+def test_weights_that_forward_itself_changes_are_refused(counted):
+    with pytest.raises(ModelError, match=r"max_norm=1\.0, by which forward itself changes the weights"):
+        learner_of("ring", counted, nn.Embedding(5, 3, max_norm=1.0), OPTIMIZERS["sgd"])
+
+
+def test_freezing_a_layer_on_the_way(counted):
+    module = mlp()
+    learner = learner_of("shared", counted, module, OPTIMIZERS["sgd"])
+    step(learner, Minibatch(*data(), ROWS), cross_entropy)
+    module[0].requires_grad_(False)
+    kept = module[0].weight.detach().clone()
+    step(learner, Minibatch(*data(), ROWS), cross_entropy)
+    assert torch.equal(module[0].weight, kept)
+
+
+def test_a_learner_more_costs_no_communicator(counted):
+    for _ in range(3):
+        for name in ("shared", "hierarchical", "zero"):
+            learner_of(name, counted, mlp(), OPTIMIZERS["sgd"])
+    assert len(vars(counted)["parts"]) <= 3
+
+
 # ---- the start and the end ------------------------------------------------------------------------------------------
 
 DIFFERENT = {

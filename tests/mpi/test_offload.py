@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from distloop.comm import Ring
+from distloop.comm import Ring, Shared
 from distloop.learner import Learner
 from distloop.ownership import Replicated, Sharded
 from distloop.placement import Offloaded, Resident
@@ -144,3 +144,16 @@ def test_the_master_copy_is_of_what_is_owned_and_not_the_modules_own(counted):
     assert torch.equal(flat.parameters.cpu(), before)
     learner.broadcast()
     assert torch.equal(flat.parameters.cpu(), before + 1)
+
+
+@combinations
+def test_bfloat16_gradients_in_shared_memory(ownership, placement, counted):
+    """Where the device wants the sums back they stay float32; a half type must never be summed as whole numbers."""
+    source, plain = Rows(LENGTH), convnet()
+    expected = train_plainly(plain, global_batches(source, BATCH, 1), OPTIMIZERS["sgd"])
+    module = convnet().to(DEVICE)
+    options = {"gradient_dtype": torch.bfloat16}
+    learner = Learner(module, ownership(Shared(counted)), placement(), OPTIMIZERS["sgd"], **options)
+    run(supervised(source, counted, BATCH, device=DEVICE), learner, 1)
+    assert_same_bits(counted, module)
+    assert_same_weights(module, expected, rtol=0.02, atol=4e-3)

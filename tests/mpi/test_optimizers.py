@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -12,7 +13,8 @@ from distloop.comm import exchange
 from distloop.errors import ConfigError
 from distloop.schedules import build_schedule
 from distloop.strategies import NAMES
-from distloop.tasks import Loss
+from distloop.tasks import Loss, Minibatch
+from tests.lopsided import ROWS, cross_entropy, data, mlp
 from tests.oracle import (
     OPTIMIZERS,
     Rows,
@@ -23,6 +25,7 @@ from tests.oracle import (
     learner_of,
     matrices,
     run,
+    step,
     supervised,
     train_plainly,
 )
@@ -153,3 +156,37 @@ def test_the_master_copy_keeps_steps_too_small_for_bfloat16(counted):
             learner.apply(part)
         learner.broadcast()
     assert module.weight.flatten().tolist() == [1 - 2.0**-6] * 4
+
+
+class Counting(torch.optim.SGD):
+    """Counts its steps in a group, as some adaptive optimizers do, and is known to nobody."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("clip", [None, 1e6], ids=["", "clipped"])
+def test_an_optimizer_that_is_not_elementwise_steps_once(clip, counted):
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3).double())
+    learner = learner_of("shared", counted, module, lambda named: Counting(named, lr=0.1), clip=clip)
+    before = copy.deepcopy(module.state_dict())
+    loss = module[1](module[0](torch.ones(2, 3)).double()).square().sum()
+    for block in learner.reduce_to_owner(learner.gradients(Loss(loss, 2.0))):
+        learner.apply(block)
+    learner.broadcast()
+    assert [group["count"] for group in learner.optimizer.param_groups] == [1]
+    assert all(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert_same_bits(counted, module)
+
+
+def test_a_zero_grad_of_the_optimizers_own_does_not_stop_it(counted):
+    module = mlp()
+    learner = learner_of("shared", counted, module, lambda named: torch.optim.SGD(named, lr=0.1))
+    for index in range(3):
+        before = module[0].weight.detach().clone()
+        counted.control.Barrier()
+        learner.optimizer.zero_grad()
+        step(learner, Minibatch(*data(seed=index), ROWS), cross_entropy)
+        assert not torch.equal(module[0].weight, before)
