@@ -3,6 +3,7 @@ freed; small ones all at once after backward, because a hook in Python costs mor
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distloop.comm.mpi import MPI
+from distloop.errors import ModelError
 from distloop.flat import Flat
 
 HOT_ELEMENTS = 1 << 16  # from here on: 256 KiB of float32, half of a usual second-level cache
@@ -42,6 +44,7 @@ class Landing:
         self._cold_views = [self._views[index] for index in self._cold]
         self._cold_parameters = [self.parameters[index] for index in self._cold]
         _LANDINGS.add(self)
+        self._looked = False
         self._handles: list[Any] = [
             self.parameters[index].register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
             for index in hot
@@ -100,13 +103,25 @@ class Landing:
         self._landed[index] = 1
         return True
 
-    def inputs(self) -> list[nn.Parameter] | None:
+    def inputs(self, loss: Tensor) -> list[nn.Parameter] | None:
         """What backward shall be about: these parameters, where another learner has some that it would reach as well.
 
-        With nobody else, everything: told what it is about, backward would leave re-entrant checkpoints out.
+        With nobody else, everything. Told what it is about, autograd leaves re-entrant checkpoints out, in silence: so
+        a ModelError is raised for one of these beside other learners.
         """
         if len(_LANDINGS) == 1:
             return None
+        if not self._looked:
+            self._looked = True
+            if _is_reentrant(loss):
+                gc.collect()  # of learners that nobody uses any more
+                if len(_LANDINGS) == 1:
+                    self._looked = False
+                    return None
+                raise ModelError(
+                    "the model has a re-entrant checkpoint, which backward for one of several learners would leave "
+                    "out. Expected torch.utils.checkpoint with use_reentrant=False"
+                )
         return [parameter for parameter in self.parameters if parameter.requires_grad]
 
     @contextmanager
@@ -151,3 +166,17 @@ class Landing:
         _LANDINGS.discard(self)
         for handle in self._handles:
             handle.remove()
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether a re-entrant checkpoint lies in its graph."""
+    seen: set[Any] = set()
+    ahead = [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            if node.name() == "CheckpointFunctionBackward":
+                return True
+            seen.add(node)
+            ahead += [following for following, _ in node.next_functions]
+    return False

@@ -146,7 +146,7 @@ class Learner:
         self._under_way.begin(armed=self.courier.early and not more)
         if loss.total.requires_grad:
             with self.landing.opened():
-                torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.inputs())
+                torch.autograd.backward(loss.total, self._seed(loss), inputs=self.landing.inputs(loss.total))
             self.landing.sweep()
         for part in self._under_way.rest():
             self._send(part)

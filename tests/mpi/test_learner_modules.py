@@ -271,6 +271,15 @@ def test_a_reentrant_checkpoint_behind_frozen_layers(name, counted, rank, world_
     assert_same_weights(body, plain)
 
 
+def test_a_reentrant_checkpoint_beside_another_learner_is_refused(counted):
+    body, other = mlp(), mlp()
+    learners = [learner_of("ring", counted, module, DECAY) for module in (body, other)]
+    hidden = torch.ones(2, 5).requires_grad_()
+    loss = torch.utils.checkpoint.checkpoint(body, hidden, use_reentrant=True).sum()
+    with pytest.raises(ModelError, match="use_reentrant=False"):
+        learners[0].gradients(Loss(loss, 2.0))
+
+
 def test_weights_that_forward_itself_changes_are_refused(counted):
     with pytest.raises(ModelError, match=r"max_norm=1\.0, by which forward itself changes the weights"):
         learner_of("ring", counted, nn.Embedding(5, 3, max_norm=1.0), OPTIMIZERS["sgd"])
