@@ -203,12 +203,12 @@ class Cutting:
 
 
 def bucket_bytes(total_bytes: int) -> int:
-    """Of buckets that are sent while backward goes on: an eighth of all, from 1 to 25 MiB.
+    """Of buckets that are sent while backward goes on: a sixteenth of all, from 1 to 25 MiB.
 
-    Then at most an eighth is left to send when backward ends; and at the larger end a ring of 64 ranks on 100 Gbit/s is
+    Then little is left to send when backward ends; and at the larger end a ring of 64 ranks on 100 Gbit/s is
     still at 0.9 of its bandwidth.
     """
-    return max(1 << 20, min(25 << 20, total_bytes // 8))
+    return max(1 << 20, min(25 << 20, total_bytes // 16))
 
 
 def parts_of(flats: Sequence[Flat], ownership: Ownership, placement: Placement, cutting: Cutting) -> list[Part]:

@@ -10,11 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from distloop import direct
 from distloop.direct import DirectLinear, disengage, engage
 from distloop.flat import Room, plan
 from distloop.landing import HOT_ELEMENTS, Landing
 
-WIDE = 256  # squared, it is what is worth it
+WIDE = 256
+
+
+@pytest.fixture(autouse=True)
+def _smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "LEAST_ELEMENTS", WIDE**2)
 
 
 def landed(module: nn.Module, hot_elements: int = 0) -> tuple[Landing, list[torch.Tensor]]:

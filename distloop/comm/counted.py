@@ -11,6 +11,7 @@ from distloop.comm.mpi import MPI
 
 LOOKS = 50
 NAP_SECONDS = 5e-5
+LONGEST_NAP_SECONDS = 1e-3  # a look takes 5 µs of a core that computes; in this time a socket's buffer is not emptied
 
 
 @dataclass
@@ -45,8 +46,10 @@ class PatientRequest(MPI.Request):
         for _ in range(LOOKS):
             if self.Test(status):
                 return True
+        nap = NAP_SECONDS
         while not self.Test(status):
-            time.sleep(NAP_SECONDS)
+            time.sleep(nap)
+            nap = min(1.5 * nap, LONGEST_NAP_SECONDS)
         return True
 
 

@@ -103,6 +103,6 @@ class Workload:
             return Counter([self.parameters])
         if self.buckets is not None:
             return Counter(self.buckets)
-        elements = max(1 << 20, min(25 << 20, self.bytes // 8)) // FLOAT32_BYTES
+        elements = max(1 << 20, min(25 << 20, self.bytes // 16)) // FLOAT32_BYTES
         whole, rest = divmod(self.parameters, elements)
         return Counter({elements: whole, rest: 1})
